@@ -62,6 +62,17 @@ except ImportError as missing:
 # <<< shared: imports
 
 
+# >>> shared: basics (origin MNIST/mnist.py; edit there, then: make sync)
+class UserError(Exception):
+    """Something that the person at the keyboard can mend; the text is one sentence that says how. Exit status 2."""
+
+
+def seed_of(*purpose: object) -> int:
+    """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
+    return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
+# <<< shared: basics
+
+
 # >>> shared: recipe (origin MNIST/mnist.py; edit there, then: make sync)
 @dataclasses.dataclass(frozen=True)
 class RateRule:
@@ -103,7 +114,7 @@ class Recipe:
     spinal: tuple[int, int]  # hidden layers and width of the Spinal head
     fc: tuple[int, int] | None  # the same of the default head; None: there is no default head
     augment: tuple[str, ...] = ()  # in this order
-    norm: tuple[float, float] = (0.1307, 0.3081)  # mean and deviation of pixels in 0..1; MNIST's, also where the set is another
+    norm: tuple[float, float] = (0.1307, 0.3081)  # mean and deviation of pixels in 0..1: MNIST's
     rule: RateRule = RateRule()
     corrected_rule: RateRule | None = None  # None: as published
     selection: str = "best_test"  # whose accuracy is reported under `published`: "best_test" epoch or "last"
@@ -111,7 +122,8 @@ class Recipe:
 
 
 # ---- Facts of this experiment: MNIST, Table II ----------------------------------------------------------------------------
-SCRIPT, DATASET, CLASSES, TRAIN_IMAGES, TEST_IMAGES = "mnist", "MNIST", 10, 60_000, 10_000
+SCRIPT, DATASET, TRAIN_IMAGES, TEST_IMAGES = "mnist", "MNIST", 60_000, 10_000
+CLASSES = {"published": 10, "corrected": 10}  # outputs of the networks
 SOURCE = torchvision.datasets.MNIST
 FINGERPRINT = "06b0d1f124c4e5fa"  # of the official images and labels; None: not known
 DIGITS = ("perspective", "rotation10")
@@ -139,10 +151,6 @@ def load_arrays(options: argparse.Namespace) -> list[Tensor]:
 
 
 # >>> shared: data (origin MNIST/mnist.py; edit there, then: make sync)
-class UserError(Exception):
-    """Something that the person at the keyboard can mend; the text is one sentence that says how. Exit status 2."""
-
-
 @dataclasses.dataclass
 class Split:
     images: Tensor  # (N, C, H, W) uint8, on the device
@@ -159,24 +167,20 @@ class Data:
     facts: dict  # what the log says of the data
 
 
-def seed_of(*purpose: object) -> int:
-    """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
-    return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
-
-
 def read_arrays(options: argparse.Namespace) -> list[Tensor]:
     """`load_arrays`, with every way in which data can be missing, damaged or foreign turned into a sentence."""
     try:
         arrays = load_arrays(options)
     except (RuntimeError, AssertionError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = " ".join(str(error).split()) or type(error).__name__
         way_out = "run again without --no-download" if options.no_download else "check the network"
-        raise UserError(f"{DATASET} cannot be read from {options.data_dir} ({reason}): delete the damaged files there if there "
-                        f"are any and {way_out}, or give a folder that holds it with --data-dir") from error
+        raise UserError(f"{DATASET} cannot be read from {options.data_dir} ({reason.rstrip('.')}): delete any damaged files "
+                        f"there and {way_out}, or give a folder that holds it with --data-dir") from error
+    classes = CLASSES[options.protocol]
     for part, (images, labels) in (("training", arrays[:2]), ("test", arrays[2:])):
-        if len(images) != len(labels) or not len(images) or not 0 <= int(labels.min()) <= int(labels.max()) < CLASSES:
-            raise UserError(f"the {part} set of {DATASET} in {options.data_dir} is damaged ({len(images)} images, {len(labels)} "
-                            f"labels, not all of them 0 to {CLASSES - 1}): delete its folder and run again to fetch it anew")
+        if len(images) != len(labels) or not len(images) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise UserError(f"the {part} set of {DATASET} in {options.data_dir} is damaged ({len(images)} images, {len(labels)}"
+                            f" labels, not all of them 0 to {classes - 1}): delete its folder and run again to fetch it anew")
     return arrays
 
 
@@ -212,8 +216,9 @@ def load_data(options: argparse.Namespace, device: torch.device) -> Data:
 
 
 # >>> shared: augmentation (origin MNIST/mnist.py; edit there, then: make sync)
-# Parameters are drawn per image on the CPU, so that every device sees the same ones; the images are then transformed together
-# on their device. `images` are (N, C, size, size) uint8 there, parameters are on the CPU. Each step rounds to 8 bits as the published pipeline of 8-bit images does. Tests compare with torchvision.
+# Parameters are drawn per image on the CPU, so that every device sees the same ones; the images, (N, C, size, size) uint8, are
+# transformed together where they are. Each step rounds to 8 bits, as in the published pipeline of 8-bit images. Tests compare
+# each with torchvision or Pillow.
 def base_grid(size: int, offset: float, device: torch.device) -> Tensor:
     """(size * size, 3): x, y, 1 of all pixel centres."""
     line = torch.arange(size, device=device, dtype=torch.float32) + offset
@@ -249,19 +254,22 @@ def rotation(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cuts `boxes` (N, 4) (top, left, height, width) and enlarges them to the full size; bilinear, columns first, then rows."""
-    size = images.shape[-1]
+    """Cuts `boxes` (N, 4) (top, left, height, width) and enlarges them to the full size, bilinear, across and then down.
+
+    Rounds as Pillow does, with weights of 22 bits; exact in double precision, which Apple's GPUs lack.
+    """
+    size, exact = images.shape[-1], torch.float32 if images.device.type == "mps" else torch.float64
 
     def weights(start: Tensor, length: Tensor) -> Tensor:
         """(N, size, size): row i holds the weights of the source pixels of target pixel i."""
-        target = torch.arange(size, device=images.device)
-        place = ((target + 0.5) * (length / size)[:, None] - 0.5).clamp_(min=0)
-        place = torch.minimum(place, (length - 1)[:, None].float()) + start[:, None]
-        return (1 - (place[:, :, None] - target).abs()).clamp_(min=0)
+        target = torch.arange(size, device=images.device, dtype=exact)
+        place = ((target + 0.5) * (length.to(exact) / size)[:, None] - 0.5).clamp_(min=0)
+        place = torch.minimum(place, (length - 1)[:, None].to(exact)) + start[:, None]
+        return (1 - (place[:, :, None] - target).abs()).clamp_(min=0).mul_(2**22).add_(0.5).floor_().div_(2**22)
 
     top, left, height, width = boxes.to(images.device).unbind(1)
-    columns = torch.einsum("nchw,nvw->nchv", images.float(), weights(left, width)).round_()
-    return torch.einsum("nchw,nvh->ncvw", columns, weights(top, height)).round_().to(torch.uint8)
+    columns = torch.einsum("nchw,nvw->nchv", images.to(exact), weights(left, width)).add_(0.5).floor_()
+    return torch.einsum("nchw,nvh->ncvw", columns, weights(top, height)).add_(0.5).floor_().to(torch.uint8)
 
 
 def draw_perspective(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -273,7 +281,7 @@ def draw_perspective(count: int, size: int, generator: torch.Generator) -> tuple
 
 
 def draw_crop(count: int, size: int, low: float, generator: torch.Generator) -> Tensor:
-    """Boxes (count, 4): area fraction uniform in [low, 1], aspect ratio log-uniform in [3/4, 4/3], ten tries, else everything."""
+    """Boxes (count, 4): area fraction uniform in [low, 1], aspect ratio log-uniform in [3/4, 4/3], ten tries, else all."""
     area = size * size * (low + (1 - low) * torch.rand(count, 10, generator=generator))
     ratio = torch.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * torch.rand(count, 10, generator=generator))
     width, height = torch.sqrt(area * ratio).round().long(), torch.sqrt(area / ratio).round().long()
@@ -411,21 +419,22 @@ def build_network(network: str, head: str | None, *, protocol: str = "published"
     if network == "arch2":
         if head == "fc" or layers not in (None, 26) or fc_dropout is not None:
             raise ValueError("arch2 has three Spinal parts of 10 + 8 + 8 layers, no FC head and no FC dropout")
-        return Arch2(width or recipe.spinal[1], CLASSES)
+        return Arch2(width or recipe.spinal[1], CLASSES[protocol])
+    classes = CLASSES[protocol]
     p = published_dropout(network, head, protocol) if fc_dropout is None else fc_dropout
     layers, width = layers or recipe.spinal[0], width or recipe.spinal[1]
     hidden = recipe.fc[1]
     trunk = (CNN if network == "cnn" else VGG5)(nn.Identity())  # drawn first: both heads of a seed get the same trunk
     if network == "cnn" and head == "fc":
-        parts = [nn.Linear(320, hidden), nn.ReLU(), nn.Dropout(p), nn.Linear(hidden, CLASSES)]
+        parts = [nn.Linear(320, hidden), nn.ReLU(), nn.Dropout(p), nn.Linear(hidden, classes)]
     elif network == "cnn":
-        parts = [SpinalLayers(320, layers, width), nn.Dropout(p), nn.Linear(layers * width, CLASSES)]
+        parts = [SpinalLayers(320, layers, width), nn.Dropout(p), nn.Linear(layers * width, classes)]
     elif head == "fc":
         parts = [nn.Dropout(p), nn.Linear(256, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(p),
-                 nn.Linear(hidden, CLASSES)]
+                 nn.Linear(hidden, classes)]
     else:
         parts = [SpinalLayers(256, layers, width, dropout=p, batch_norm=True), nn.Dropout(p),
-                 nn.Linear(layers * width, CLASSES)]
+                 nn.Linear(layers * width, classes)]
     trunk.head = nn.Sequential(*parts)
     return trunk
 # <<< shared: networks
@@ -554,6 +563,9 @@ class RunLog:
         same = epochs_done > 0 and len(lines) > epochs_done and self.comparable(lines[0]) == self.comparable(json.dumps(start))
         self.file.truncate(sum(map(len, lines[: 1 + epochs_done])) if same else 0)
         if not same:
+            if len(lines) > 1:
+                print(f"note: {self.part.name} begins anew: it was made with other versions, settings or text of the script,"
+                      " on another device, or its checkpoint is missing", file=sys.stderr)
             self.write(start)
         return same
 
@@ -570,10 +582,10 @@ class RunLog:
     def write(self, record: dict) -> None:
         self.file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
         self.file.flush()
+        os.fsync(self.file.fileno())  # before the checkpoint of the same epoch, which must not be ahead of the log
 
     def finish(self, record: dict) -> None:
         self.write(record)
-        os.fsync(self.file.fileno())
         os.replace(self.part, self.path)
         self.file.close()
 
@@ -646,8 +658,9 @@ class Run:
         """The first line of the log: everything that decides the numbers, and where they come from."""
         options, recipe, (name, head, layers, width) = self.options, self.recipe, self.row
         dropout = published_dropout(name, head, options.protocol) if options.fc_dropout is None else options.fc_dropout
-        departures = {"e": ("epochs", recipe.epochs), "b": ("batch_size", recipe.batch_size), "lr": ("lr", recipe.learning_rate),
-                      "limit": ("limit", None), "drop": ("fc_dropout", None), "": ("precision", "fp32")}
+        departures = {"e": ("epochs", recipe.epochs), "b": ("batch_size", recipe.batch_size),
+                      "lr": ("lr", recipe.learning_rate), "limit": ("limit", None), "drop": ("fc_dropout", None),
+                      "": ("precision", "fp32")}
         departures |= {flag.lstrip("-"): (flag.lstrip("-"), keywords["default"]) for flag, keywords in EXTRA_OPTIONS.items()}
         changed = {key: option for key, (option, default) in departures.items() if getattr(options, option) != default}
         parts = [name, self.label, options.protocol, *(f"{key}{getattr(options, option)}" for key, option in changed.items())]
@@ -703,6 +716,12 @@ class Run:
         self.checkpoint.save({"run": self.name, "state": state, "network": self.network.state_dict(),
                               "optimizer": self.optimizer.state_dict(), "best_weights": self.best_weights})
 
+    def progress(self) -> str:
+        """How it stands after the last epoch, for the terminal."""
+        state = self.state
+        accuracy = f"loss {state['loss']:.4f}, {self.watched} {state['last']:.2f} %, " if state["epoch"] else ""
+        return f"{accuracy}rate {state['rate']:.2g}"
+
     def end(self) -> None:
         """Reads the test set where that has not been done, and closes the log."""
         state, last, selected_epoch = self.state, self.state["last"], self.state["best_epoch"]
@@ -732,13 +751,15 @@ class Run:
         start, end = json.loads(lines[0]), json.loads(lines[-1])
         _, head, layers, width = self.row
         text = f"{DATASET} {self.row[0]} {'FC' if head == 'fc' else 'Spinal'} {layers}x{width}, {self.options.protocol}, " \
-               f"seed {self.seed}: {end['selected_test_accuracy_pct']:.2f} % (epoch {end['selected_epoch']} of {end['epochs']})"
+               f"seed {self.seed}: {end['selected_test_accuracy_pct']:.2f} % " \
+               f"(epoch {end['selected_epoch']} of {end['epochs']})"
         if end["outcome"] == "diverged":
             text += f", diverged in epoch {end['diverged_epoch']}"
         if self.row in PAPER:
-            text += ", paper: average {:.2f}, best {:.2f} of 10 runs".format(*PAPER[self.row])
+            text += "; paper: average {:.2f}, best {:.2f} of 10 runs".format(*PAPER[self.row])
             unlike = start["departures"] + ["data"] * (not start["data"]["official"])
-            text += f"; not comparable: other {', '.join(unlike)}" if unlike else ""
+            unlike += ["protocol"] * (self.options.protocol == "corrected")
+            text += f" (with other {', '.join(unlike)})" if unlike else ""
         return f"{text}. Log: {self.log.path}"
 
 
@@ -760,11 +781,11 @@ def train_together(runs: list[Run], options: argparse.Namespace) -> None:
             split = Split(augment(train.images, RECIPES[options.network].augment, generator), train.labels)
             active = [run for run in runs if run.state["epoch"] == epoch - 1 and not run.state["diverged"]]
             for run in active:
+                bar.set_postfix_str(f"{run.label}, epoch {epoch}, {run.progress()}")
                 run.train_epoch(epoch, split, order, bar.update)
             if active and not options.quiet:
-                parts = [f"{run.label}: loss {run.state['loss']:.4f}, {run.watched} {run.state['last']:.2f} %, next rate "
-                         f"{run.state['rate']:.2g}" for run in active]
                 seconds = time.monotonic() - began
+                parts = [f"{run.label}: {run.progress()}" for run in active]
                 bar.write(f"seed {seed}  epoch {epoch}/{options.epochs}  {' | '.join(parts)}  {seconds:.1f} s, "
                           f"{seconds * (options.epochs - epoch):.0f} s left", file=sys.stdout)
     finally:
@@ -783,31 +804,22 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def whole(low: int) -> callable:
-    """An argparse type: a whole number of at least `low` (and below 2**31)."""
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
-        if not low <= value < 2**31:
-            raise argparse.ArgumentTypeError(f"must be {low} or more" + ("" if value < low else " and below 2147483648")
-                                             + f", not {value}")
-        return value
-    return convert
-
-
-def number(low: float, high: float) -> callable:
-    """An argparse type: a finite number above `low` (or equal to it if that is zero and `high` is 1), below `high`."""
+def number(low: float, below: float, kind: type = float) -> callable:
+    """An argparse type: a number of that kind in [low, below)."""
     def convert(text: str) -> float:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
-        if not (low < value < high or value == low == 0 and high == 1):
-            raise argparse.ArgumentTypeError(f"must lie between {low:g} and {high:g}, not {text}")
+            raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {text!r}") from None
+        if not low <= value < below:
+            raise argparse.ArgumentTypeError(f"must be {low} or more and less than {below}, not {text}")
         return value
     return convert
+
+
+def whole(low: int) -> callable:
+    """An argparse type: a whole number of at least `low`."""
+    return number(low, 2**31, int)
 
 
 def common_options(parser: argparse.ArgumentParser) -> None:
@@ -816,7 +828,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
                         help="published: as the released scripts did; corrected: with their quirks mended (see above)")
     parser.add_argument("--epochs", type=whole(1), metavar="N", help="default: as published")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="default: as published")
-    parser.add_argument("--lr", type=number(0, math.inf), metavar="RATE", help="first learning rate; default: as published")
+    parser.add_argument("--lr", type=number(1e-9, math.inf), metavar="RATE", help="first learning rate; default: as published")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="first seed (default: 0)")
     parser.add_argument("--runs", type=whole(1), default=1, metavar="N", help="repeat with seeds seed..seed+N-1 (default: 1)")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="default: results")
@@ -836,7 +848,7 @@ def choose_device(name: str) -> torch.device:
             raise RuntimeError
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
-        raise UserError(f"there is no device {name!r} here: choose auto, cpu, or a cuda device that this machine has") from None
+        raise UserError(f"there is no device {name!r} here: choose auto, cpu, or a cuda device of this machine") from None
     return device
 
 
@@ -852,6 +864,8 @@ def guarded(work: callable, argv: list[str] | None) -> int:
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except torch.OutOfMemoryError:
+        print("error: the device has too little memory: choose a smaller --batch-size, or --device cpu", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its "
               "permissions and the space on the disk", file=sys.stderr)
@@ -883,8 +897,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     recipe = RECIPES[options.network]
     options.head = options.head or ("both" if recipe.fc else "spinal")
-    if options.head == "both" and not recipe.fc:
-        raise UserError(f"{options.network} has no default FC head: leave --head out, or choose another --network")
+    if options.head != "spinal" and not recipe.fc:
+        raise UserError(f"{options.network} has no FC head: leave --head out, or choose another --network")
     if options.head == "fc" and (options.layers or options.width):
         raise UserError("--layers and --width belong to the Spinal head: choose --head spinal or both with them")
     options.epochs = options.epochs or recipe.epochs
@@ -904,8 +918,8 @@ def work(argv: list[str] | None) -> None:
     if options.fetch_only:
         return
     if options.network == "vgg5" and 1 in (options.batch_size, len(data.train.labels) % options.batch_size):
-        raise UserError(f"batches of {options.batch_size} leave one of {len(data.train.labels)} training images alone, and batch "
-                        "norm cannot train on one image: choose another --batch-size or --limit")
+        raise UserError(f"batches of {options.batch_size} leave one of {len(data.train.labels)} training images alone, and "
+                        "batch norm cannot train on one image: choose another --batch-size or --limit")
     for seed in range(options.seed, options.seed + options.runs):
         runs = [Run(head, seed, data, options, device) for head in ("fc", "spinal") if options.head in (head, "both")]
         unfinished = [run for run in runs if not run.finished]

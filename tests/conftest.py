@@ -1,0 +1,34 @@
+"""What several test files need: the scripts as modules, and real data where there are any."""
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: tests compare numbers bit by bit
+ROOT = Path(__file__).resolve().parent.parent
+PACKED = ROOT.parent / "shared" / "data"
+
+
+def load_script(path: str):
+    """A script of the collection as a module; `path` is relative to the repository, without .py."""
+    name = "script_" + path.replace("/", "_")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"{path}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory) -> Path:
+    """A folder with MNIST, FashionMNIST and subset/KMNIST in torchvision's layout; skips where there is none."""
+    if os.environ.get("SPINALNET_DATA"):
+        return Path(os.environ["SPINALNET_DATA"])
+    if not (PACKED / "unpack.py").exists():
+        pytest.skip(f"needs real data: set SPINALNET_DATA to an unpacked data root, or put the packed sets at {PACKED}")
+    folder = tmp_path_factory.mktemp("real")
+    subprocess.run([sys.executable, PACKED / "unpack.py", folder, "mnist", "fashion-mnist", "kmnist-subset"], check=True)
+    return folder
