@@ -38,7 +38,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -79,29 +78,35 @@ def seed_of(*purpose: object) -> int:
 class RateRule:
     """Learning rate of the next epoch; the default is a constant rate.
 
-    When an epoch after number `after` brings no new best accuracy (a tie is none), or after every such epoch if `always`,
-    the rate becomes `scale * base * U ** power` with U uniform in [0, 1), or `decay` times the present one.
+    After an epoch that brings no new best accuracy (a tie is none, unless `tie_improves`), or after every epoch if `always`,
+    but not before epoch `after` + 1 is over, the rate becomes `scale * base * U ** power` with U uniform in [0, 1), or `decay`
+    times the present one. It does so after the epochs in `at` in any case.
     """
 
     power: int = 0
     scale: float = 1.0
+    decay: float | None = None
     after: int = 0
     always: bool = False
-    decay: float | None = None
+    tie_improves: bool = False
+    at: tuple[int, ...] = ()
+
+    def improves(self, accuracy: float, best: float) -> bool:
+        return accuracy >= best if self.tie_improves else accuracy > best
 
     def next(self, epoch: int, improved: bool, rate: float, base: float, uniform: float) -> float:
-        """Rate of epoch + 1, from the rate of `epoch` and whether its accuracy beat all before (spec mnist.md 5.5, 4.2)."""
-        if epoch <= self.after or (improved and not self.always):
-            return rate
-        if self.decay is not None:
+        """Rate of epoch + 1, from the rate of `epoch` and whether its accuracy was an improvement (spec mnist.md 5.5, 4.2)."""
+        due = epoch in self.at or epoch > self.after and (self.always or not improved)
+        if due and self.decay is not None:
             return rate * self.decay
-        return self.scale * base * uniform**self.power if self.power else rate
+        return self.scale * base * uniform**self.power if due and self.power else rate
 
     def __str__(self) -> str:
         if not self.power and self.decay is None:
             return "constant"
-        what = f"x{self.decay:g}" if self.decay is not None else f"{self.scale:g}*lr*U^{self.power}"
-        return f"{what} {'every epoch' if self.always else 'if not improved'} after epoch {self.after}"
+        what = f"x{self.decay:.4g}" if self.decay is not None else f"{self.scale:g}*lr*U^{self.power}"
+        when = "every epoch" if self.always else "if below best" if self.tie_improves else "if not improved"
+        return f"{what} {when} after epoch {self.after}" + "".join(f" and after {epoch}" for epoch in self.at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +120,10 @@ class Recipe:
     spinal: tuple[int, int]  # hidden layers and width of the Spinal head
     fc: tuple[int, int] | None  # the same of the default head; None: there is no default head
     augment: tuple[str, ...] = ()  # in this order
-    norm: tuple[float, float] = (0.1307, 0.3081)  # mean and deviation of pixels in 0..1: MNIST's
+    norm: tuple = (0.1307, 0.3081)  # mean and deviation of pixels in 0..1, of colour images a tuple each; default: MNIST's
     rule: RateRule = RateRule()
-    corrected_rule: RateRule | None = None  # None: as published
+    spinal_rule: RateRule | None = None  # of the published Spinal head, where it is another one; None: the same
+    corrected_rule: RateRule | None = None  # of both heads; None: as published
     selection: str = "best_test"  # whose accuracy is reported under `published`: "best_test" epoch or "last"
 # <<< shared: recipe
 
@@ -167,8 +173,9 @@ class Data:
     train: Split
     heldout: Split | None  # a part of the training set (corrected), or nothing (published)
     test: Split
-    mean: float
-    std: float
+    norm: tuple  # mean and deviation as in Recipe.norm
+    shift: Tensor  # the same on the device, (C, 1, 1)
+    scale: Tensor
     facts: dict  # what the log says of the data
 
 
@@ -189,6 +196,16 @@ def read_arrays(options: argparse.Namespace) -> list[Tensor]:
     return arrays
 
 
+def measure(images: Tensor) -> tuple:
+    """Mean and deviation of the pixels of each channel on the scale 0..1, four decimals; single numbers for one channel."""
+    moments, scale = [], torch.arange(256).double() / 255
+    for channel in images.unbind(1):
+        counts = torch.bincount(channel.flatten().int(), minlength=256).double().cpu()  # exact on every device
+        mean = round(float((counts * scale).sum() / counts.sum()), 4)
+        moments.append((mean, round(float((counts * (scale - mean) ** 2).sum() / counts.sum()) ** 0.5, 4)))
+    return moments[0] if len(moments) == 1 else tuple(zip(*moments))
+
+
 def load_data(options: argparse.Namespace, device: torch.device) -> Data:
     """The data set on the device, split and measured as the protocol says."""
     arrays = read_arrays(options)
@@ -205,18 +222,16 @@ def load_data(options: argparse.Namespace, device: torch.device) -> Data:
         arrays = [array[: options.limit] for array in arrays]
     images, labels, test_images, test_labels = (array.to(device) for array in arrays)
     images, test_images = (x if x.ndim == 4 else x.unsqueeze(1) for x in (images, test_images))
-    train, heldout, (mean, std) = Split(images, labels), None, RECIPES[options.network].norm
+    train, heldout, norm = Split(images, labels), None, RECIPES[options.network].norm
     if options.protocol == "corrected":
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of("heldout"))).to(device)
         held, kept = order[: max(1, len(order) // 12)].sort()[0], order[max(1, len(order) // 12) :].sort()[0]
         train, heldout = Split(images[kept], labels[kept]), Split(images[held], labels[held])
-        values = torch.bincount(train.images.flatten().int(), minlength=256).double().cpu()  # exact on every device
-        scale = torch.arange(256).double() / 255
-        mean = round(float((values * scale).sum() / values.sum()), 4)  # Q17, Q32
-        std = round(float((values * (scale - mean) ** 2).sum() / values.sum()) ** 0.5, 4)
+        norm = measure(train.images)  # Q17, Q32
+    shift, scale = (torch.tensor(x, device=device).view(-1, 1, 1) for x in norm)
     facts = {"train": len(train.labels), "heldout": len(heldout.labels) if heldout else 0, "test": len(test_labels),
              "complete_train": counts[0], "complete_test": counts[1], "sha256": fingerprint, "official": complete}
-    return Data(train, heldout, Split(test_images, test_labels), mean, std, facts)
+    return Data(train, heldout, Split(test_images, test_labels), norm, shift, scale, facts)
 # <<< shared: data
 
 
@@ -298,28 +313,34 @@ def draw_crop(count: int, size: int, low: float, generator: torch.Generator) -> 
     return torch.stack([top, left, height, width], 1)
 
 
+def random_perspective(images: Tensor, generator: torch.Generator) -> Tensor:
+    chosen, corners = draw_perspective(len(images), images.shape[-1], generator)
+    index = chosen.nonzero().squeeze(1)
+    there = index.to(images.device)
+    return images.index_copy(0, there, perspective(images[there], corners[index]))
+
+
+def random_rotation10(images: Tensor, generator: torch.Generator) -> Tensor:
+    return rotation(images, torch.rand(len(images), generator=generator) * 20 - 10)
+
+
+def random_crop95(images: Tensor, generator: torch.Generator) -> Tensor:
+    return resized_crop(images, draw_crop(len(images), images.shape[-1], 0.95, generator))
+# <<< shared: augmentation
+
+
+# >>> shared: augment (origin MNIST/mnist.py; edit there, then: make sync)
 def augment(images: Tensor, steps: tuple[str, ...], generator: torch.Generator) -> Tensor:
-    """One augmented view of each image (N, C, H, W) uint8, by the named steps in order. `generator` lives on the CPU."""
+    """One view of each image (N, C, H, W) uint8, by the functions random_<step> in order. `generator` lives on the CPU."""
     if not steps:
         return images
     parts = []
     for part in images.split(2_000 if images.device.type == "cpu" else 20_000):  # bounds memory, and fits a CPU's cache
-        count, size, device = len(part), part.shape[-1], part.device
         for step in steps:
-            if step == "perspective":
-                chosen, corners = draw_perspective(count, size, generator)
-                index = chosen.nonzero().squeeze(1)
-                moved = perspective(part[index.to(device)], corners[index])
-                part = part.index_copy(0, index.to(device), moved)
-            elif step == "rotation10":
-                part = rotation(part, torch.rand(count, generator=generator) * 20 - 10)
-            elif step == "crop0.95":
-                part = resized_crop(part, draw_crop(count, size, 0.95, generator))
-            else:
-                raise ValueError(f"unknown augmentation step {step!r}")
+            part = globals()[f"random_{step}"](part, generator)
         parts.append(part)
     return torch.cat(parts)
-# <<< shared: augmentation
+# <<< shared: augment
 
 
 # ---- Networks --------------------------------------------------------------------------------------------------------------
@@ -467,12 +488,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def normalise(images: Tensor, mean: float, std: float) -> Tensor:
+def normalise(images: Tensor, data: Data) -> Tensor:
     """ToTensor and Norm: uint8 to float, 0..255 to 0..1, then standardised."""
-    return images.float().div_(255).sub_(mean).div_(std)
+    return images.float().div_(255).sub_(data.shift).div_(data.scale)
 
 
-def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, split: Split, order: Tensor, mean: float, std: float,
+def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, split: Split, order: Tensor, data: Data,
                 options: argparse.Namespace, tick: callable) -> float:
     """One pass in the given order, the last batch not dropped. Returns the mean loss; reads the device only at the end."""
     network.train()
@@ -480,7 +501,7 @@ def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, split: Spl
     for index in order.split(options.batch_size):
         optimizer.zero_grad(set_to_none=True)
         with autocast(order.device, options.precision):
-            outputs = network(normalise(split.images[index], mean, std))
+            outputs = network(normalise(split.images[index], data))
         loss = F.nll_loss(outputs.float(), split.labels[index])
         loss.backward()
         optimizer.step()
@@ -490,14 +511,14 @@ def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, split: Spl
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Split, mean: float, std: float, precision: str) -> tuple[float, float]:
+def evaluate(network: nn.Module, split: Split, data: Data, precision: str) -> tuple[float, float]:
     """Mean loss and accuracy in per cent. The batch size has no influence on them beyond rounding."""
     network.eval()
     loss = torch.zeros((), device=split.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
     for images, labels in zip(split.images.split(1_000), split.labels.split(1_000)):
         with autocast(labels.device, precision):
-            outputs = network(normalise(images, mean, std))
+            outputs = network(normalise(images, data))
         loss += F.nll_loss(outputs.float(), labels, reduction="sum")
         correct += (outputs.argmax(1) == labels).sum()
     return float(loss) / len(split.labels), 100 * int(correct) / len(split.labels)
@@ -635,7 +656,7 @@ class Run:
         recipe = RECIPES[options.network]
         self.recipe, self.options, self.device, self.data, self.seed = recipe, options, device, data, seed
         corrected = options.protocol == "corrected"
-        self.rule = (recipe.corrected_rule if corrected else None) or recipe.rule
+        self.rule = (recipe.corrected_rule if corrected else recipe.spinal_rule if head == "spinal" else None) or recipe.rule
         self.watched = "heldout" if corrected else "test"  # the split that is evaluated after each epoch
         self.selection = "heldout" if corrected else recipe.selection
         layers, width = recipe.fc if head == "fc" else (options.layers or recipe.spinal[0], options.width or recipe.spinal[1])
@@ -647,6 +668,10 @@ class Run:
             network = build_network(options.network, head, protocol=options.protocol, fc_dropout=options.fc_dropout, **spinal)
         except ValueError as error:
             raise UserError(str(error)) from None
+        if 1 in (options.batch_size, len(data.train.labels) % options.batch_size) and \
+                any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+            raise UserError(f"batches of {options.batch_size} leave one of {len(data.train.labels)} training images alone, and "
+                            "batch norm cannot train on one image: choose another --batch-size or --limit")
         self.start = self.describe(network)
         self.name = self.start["run"]
         self.log = RunLog(options.results_dir / "logs" / SCRIPT, self.name)
@@ -675,7 +700,7 @@ class Run:
             "dataset": DATASET, "network": name, "head": head, "layers": layers, "width": width, "protocol": options.protocol,
             "epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr,
             "optimizer": "Adam" if recipe.optimizer == "Adam" else "SGD momentum 0.5", "rate_rule": str(self.rule),
-            "augmentation": list(recipe.augment), "mean": self.data.mean, "std": self.data.std, "fc_dropout": dropout,
+            "augmentation": list(recipe.augment), "mean": self.data.norm[0], "std": self.data.norm[1], "fc_dropout": dropout,
             "selection": self.selection, "limit": options.limit, "precision": options.precision,
             **{flag.lstrip("-"): getattr(options, flag.lstrip("-")) for flag in EXTRA_OPTIONS}}
         sample = torch.zeros(1, *self.data.train.images.shape[1:])
@@ -700,14 +725,14 @@ class Run:
         torch.manual_seed(seed_of(self.seed, "dropout", epoch))
         for group in self.optimizer.param_groups:
             group["lr"] = state["rate"]
-        loss = train_epoch(self.network, self.optimizer, split, order, data.mean, data.std, self.options, tick)
+        loss = train_epoch(self.network, self.optimizer, split, order, data, self.options, tick)
         watched = data.heldout if self.watched == "heldout" else data.test
-        watched_loss, accuracy = evaluate(self.network, watched, data.mean, data.std, self.options.precision)
+        watched_loss, accuracy = evaluate(self.network, watched, data, self.options.precision)
         self.log.write({"event": "epoch", "epoch": epoch, "learning_rate": rounded(state["rate"]), "train_loss": rounded(loss),
                         f"{self.watched}_loss": rounded(watched_loss), f"{self.watched}_accuracy_pct": rounded(accuracy),
                         "seconds": rounded(time.monotonic() - began, 4)})
-        improved = accuracy > state["best"]
-        if improved:
+        improved = self.rule.improves(accuracy, state["best"])
+        if accuracy > state["best"]:
             state.update(best=accuracy, best_epoch=epoch)
             if self.selection == "heldout":  # Q26: a copy, for the one reading of the test set
                 self.best_weights = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
@@ -732,11 +757,9 @@ class Run:
         state, last, selected_epoch = self.state, self.state["last"], self.state["best_epoch"]
         selected = state["best"]
         if self.selection == "heldout":
-            test = functools.partial(evaluate, self.network, self.data.test, self.data.mean, self.data.std,
-                                     self.options.precision)
-            last = test()[1]
+            last = evaluate(self.network, self.data.test, self.data, self.options.precision)[1]
             self.network.load_state_dict(self.best_weights)
-            selected = test()[1]
+            selected = evaluate(self.network, self.data.test, self.data, self.options.precision)[1]
         elif self.selection == "last":
             selected_epoch, selected = state["epoch"], last
         record = {"event": "end", "outcome": "diverged" if state["diverged"] else "finished", "epochs": state["epoch"],
@@ -922,9 +945,6 @@ def work(argv: list[str] | None) -> None:
               f"{TRAIN_IMAGES:,} + {TEST_IMAGES:,}: logged under a name of their own, never as the paper's row")
     if options.fetch_only:
         return
-    if options.network == "vgg5" and 1 in (options.batch_size, len(data.train.labels) % options.batch_size):
-        raise UserError(f"batches of {options.batch_size} leave one of {len(data.train.labels)} training images alone, and "
-                        "batch norm cannot train on one image: choose another --batch-size or --limit")
     for seed in range(options.seed, options.seed + options.runs):
         runs = [Run(head, seed, data, options, device) for head in ("fc", "spinal") if options.head in (head, "both")]
         unfinished = [run for run in runs if not run.finished]

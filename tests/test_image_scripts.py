@@ -201,7 +201,7 @@ def trace(rule, base, accuracies, uniforms):
     """Rates used in epochs 1, 2, ... and the one left after the last."""
     best, rate, rates = 0.0, base, [base]
     for epoch, (accuracy, uniform) in enumerate(zip(accuracies, uniforms), start=1):
-        rate = rule.next(epoch, accuracy > best, rate, base, uniform)
+        rate = rule.next(epoch, rule.improves(accuracy, best), rate, base, uniform)
         best = max(best, accuracy)
         rates.append(rate)
     return rates
@@ -227,6 +227,15 @@ def test_arch2_rules():
         assert trace(recipe.corrected_rule, 0.1, [0.5, 0.4], [0.5, 0.5]) == pytest.approx(expected)
 
 
+def test_a_tie_counts_as_an_improvement_where_the_rule_says_so():  # spec mnist.md 5.5, second table; cifar.md 1.3
+    assert trace(mnist.RateRule(power=3, tie_improves=True), 1e-4, [0.5, 0.5, 0.4], [0.5] * 3) == \
+        pytest.approx([1e-4, 1e-4, 1e-4, 1.25e-5])
+    assert trace(mnist.RateRule(decay=1 / 3, tie_improves=True), 1e-3, [0.5, 0.5, 0.4, 0.4], [0] * 4) == \
+        pytest.approx([1e-3, 1e-3, 1e-3, 1e-3 / 3, 1e-3 / 9])
+    plan = trace(mnist.RateRule(decay=1 / 3, always=True, after=21, at=(2,)), 1e-3, [0.5] * 24, [0] * 24)  # cifar.md Q1
+    assert plan[:24] == pytest.approx([1e-3] * 2 + [1e-3 / 3] * 20 + [1e-3 / 9, 1e-3 / 27])
+
+
 # ---- Training --------------------------------------------------------------------------------------------------------------
 def arguments(script, tmp_path, *more):
     return script.parse_arguments(["--results-dir", str(tmp_path), "--quiet", *more])
@@ -242,7 +251,7 @@ def test_two_steps_equal_a_loop_written_by_hand(tmp_path, network, make):
     reference = optdigits.build_network(network, "fc").to(memory_format=torch.channels_last)
     order = torch.arange(32)
     torch.manual_seed(1)
-    loss = optdigits.train_epoch(run.network, run.optimizer, data.train, order, 0.1307, 0.3081, options, lambda: None)
+    loss = optdigits.train_epoch(run.network, run.optimizer, data.train, order, data, options, lambda: None)
     torch.manual_seed(1)
     optimizer, losses = make(reference.parameters()), []
     normalise = transforms.Normalize((0.1307,), (0.3081,))
@@ -266,7 +275,7 @@ def test_last_batch_is_kept_and_every_image_is_seen_once(tmp_path):
     data = optdigits.load_data(options, torch.device("cpu"))
     run, sizes = optdigits.Run("fc", 0, data, options, torch.device("cpu")), []
     run.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
-    optdigits.train_epoch(run.network, run.optimizer, data.train, torch.randperm(1437), 0.13, 0.31, options, lambda: None)
+    optdigits.train_epoch(run.network, run.optimizer, data.train, torch.randperm(1437), data, options, lambda: None)
     assert sizes == [64] * 22 + [29]
 
 
@@ -326,9 +335,17 @@ def test_heldout_images_are_not_trained_on(tmp_path):
         return sorted(image.numpy().tobytes() for image in split.images)
     assert sorted(keys(corrected.train) + keys(corrected.heldout)) == keys(published.train)
     pixels = corrected.train.images.double() / 255
-    assert (corrected.mean, corrected.std) == (pytest.approx(float(pixels.mean()), abs=1e-4),
-                                               pytest.approx(float(pixels.std()), abs=1e-4))
-    assert (published.mean, published.std) == (0.1307, 0.3081)
+    assert corrected.norm == (pytest.approx(float(pixels.mean()), abs=1e-4), pytest.approx(float(pixels.std()), abs=1e-4))
+    assert published.norm == (0.1307, 0.3081)
+    torch.testing.assert_close(optdigits.normalise(corrected.test.images, corrected),
+                               (corrected.test.images / 255 - corrected.norm[0]) / corrected.norm[1])
+
+
+def test_colour_images_are_measured_and_standardised_by_channel():
+    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8) // torch.tensor([1, 2, 3]).view(3, 1, 1).to(torch.uint8)
+    mean, std = mnist.measure(images)
+    pixels = images.double().transpose(0, 1).flatten(1) / 255
+    assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-4) and std == pytest.approx(pixels.std(1).tolist(), abs=1e-3)
 
 
 def test_published_reports_the_last_epoch_for_cnn_and_the_best_for_vgg5(tmp_path):
