@@ -25,7 +25,8 @@ They are read after each epoch and decide nothing.
   Q4       reported: train_mse and clean_mse of the network (published: the minimum of the last-batch loss)
   Q5       of the last epoch; nothing is selected (published: the epoch of the minimum; its network is never used)
 Kept in both: Q2, column noise is the default because the paper's numbers were made with it; Q9, one seed says little, use
---runs 10; Q10, the noise has mean 0.1, a part of what is learnt. Seed 0 here is not the released script's seed 0 (Q6).
+--runs 10; Q10, the noise has mean 0.1, a part of what is learnt. Seed 0 draws the samples of the released script; weights and
+order of the batches are other draws (Q6).
 
 `--noise broadcast` (Q1) is the released script as it stands: a vector of noise added to a column gives a 1,000 x 1,000 target
 whose row i holds clean_i + noise_j for all j. Its loss is (prediction - clean_i - mean noise)^2 + variance of the noise drawn,
@@ -112,7 +113,7 @@ def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def make_data(function: str, noise_mode: str, seed: int, device: torch.device) -> Data:
     """The data of a seed, drawn on the CPU, so that every device gets the same ones."""
-    inputs, noise = draw(SAMPLES, torch.Generator().manual_seed(seed_of(seed, "data")))
+    inputs, noise = draw(SAMPLES, torch.Generator().manual_seed(seed))  # seed 0: the very samples of the released script
     fresh, _ = draw(FRESH, torch.Generator().manual_seed(seed_of(seed, "fresh")))
     clean, variance = FUNCTIONS[function](inputs), float(noise.double().var(correction=0))
     targets, reference, floor = clean + noise[:, None], clean + noise[:, None], 0.0

@@ -1,9 +1,9 @@
 """Make the tables, the figures and the report of this collection from the logs of the runs.
 
-    python results/aggregate.py [--results-dir results] [--check]
+    python results/aggregate.py [--results-dir results] [--paper results/paper.csv] [--check]
 
-Reads `logs/**/*.jsonl` and `paper.csv` of the results folder, nothing else. Writes `tables/`, `figures/` and `README.md`
-there. It is a pure function of what it reads: the same logs give the same bytes, on the same matplotlib also the figures.
+Reads `logs/**/*.jsonl` of the results folder and `paper.csv`, nothing else. Writes `tables/`, `figures/` and `README.md` there,
+and the part of the README.md beside that folder that is fenced for it. It is a pure function of what it reads: the same logs give the same bytes, on the same matplotlib also the figures.
 A log that breaks `SCHEMA.md`, repeats another or is unfinished is named on stderr and in the report and left out; it never
 stops the program. Runs are averaged only if their settings and their data are equal.
 
@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 # ---- Facts ----
 
 NOISE_VARIANCE = 0.04 / 12  # of 0.2 * uniform[0, 1), Table I
-BROADCAST_FLOOR = 0.003319  # the same for the one noise vector of seed 0, which every sample sees (Q1)
 PAPER_RUNS = 10  # "average of ten runs", Table II
 PAPER_ROUNDING = 0.005  # averages are printed with two decimals
 FEWEST_RUNS = 3  # for a verdict on accuracies
@@ -516,14 +515,21 @@ class Cells:
 
 
 def variant_of(log: Log) -> str:
-    """The protocol; Table I tells the two shapes of the noise apart."""
-    broadcast = log.settings["dataset"] == "synthetic" and log.settings["noise"] == "broadcast"
-    return log.settings["protocol"] + ("-broadcast" if broadcast else "")
+    """The protocol; Table I tells the two shapes of the noise apart, Table II corrected runs without FC dropout."""
+    if log.regression:
+        return log.settings["protocol"] + ("-broadcast" if log.settings["noise"] == "broadcast" else "")
+    return log.settings["protocol"] + ("-nodropout" if without_dropout(log) else "")
+
+
+def without_dropout(log: Log) -> bool:
+    """Is this a corrected run with `--fc-dropout 0`? Both heads without dropout: the other way to treat them equally (Q5)."""
+    return log.settings["protocol"] == "corrected" and "fc_dropout" in log.departures and log.settings.get("fc_dropout") == 0
 
 
 def place(log: Log, rows: Sequence[PaperRow]) -> tuple[PaperRow | None, str]:
     """The row of the paper that this run belongs to, or none and the reason."""
-    departures = [key for key in log.departures if not (key == "noise" and log.settings["dataset"] == "synthetic")]
+    own_columns = {"noise"} if log.regression else {"fc_dropout"} if without_dropout(log) else set()
+    departures = [key for key in log.departures if key not in own_columns]
     if departures:
         return None, "departs in " + ", ".join(departures)
     if log.settings.get("limit"):
@@ -610,24 +616,31 @@ class Column(NamedTuple):
 
 
 Row = dict[str, str]
+VARIANTS = {"": "published", "corrected_": "corrected", "nodropout_": "corrected-nodropout"}  # of Table II: prefix of its keys
 
-ACCURACY_COLUMNS = [
-    Column("dataset", "Data set"), Column("network", "Network"), Column("head", "Head"), Column("epochs", "Epochs"),
+ROW_COLUMNS = [Column("dataset", "Data set"), Column("network", "Network"), Column("head", "Head")]
+ACCURACY_COLUMNS = ROW_COLUMNS + [
+    Column("epochs", "Epochs"),
     Column("paper_mean", "mean", "Paper"), Column("paper_best", "best", "Paper"),
-    Column("paper_error_reduction", "error reduction, %", "Paper"),
-    Column("runs", "n", "Ours"), Column("mean", "mean", "Ours"), Column("best", "best", "Ours"), Column("std", "std", "Ours"),
-    Column("error_reduction", "error reduction, %", "Ours"), Column("difference_cell", "Spinal − FC [95 %] (pairs)", "Ours"),
-    Column("corrected_runs", "n", "Corrected"), Column("corrected_mean", "mean", "Corrected"),
-    Column("corrected_difference_cell", "Spinal − FC [95 %] (pairs)", "Corrected"),
-    Column("parameters_printed", "printed", "Parameters"), Column("parameters", "counted", "Parameters"),
-    Column("fc_multiplications", "FC mult."), Column("verdict", "Verdict"), Column("spinal_beats_fc", "Spinal beats FC?"),
+    Column("paper_error_reduction", "error red., %", "Paper"), Column("parameters_printed", "parameters", "Paper"),
+    Column("runs", "n", "Ours"), Column("mean_cell", "mean ± std", "Ours"), Column("best", "best", "Ours"),
+    Column("error_reduction", "error red., %", "Ours"), Column("parameters", "parameters", "Ours"),
+    Column("verdict", "Verdict"),
+]
+PAIR_COLUMNS = ROW_COLUMNS + [
+    Column("fc_multiplications", "FC mult."), Column("fc_saving", "fewer, %"),
+    Column("paper_difference", "Paper"), Column("difference_cell", "Published"), Column("corrected_difference_cell", "Corrected"),
+    Column("nodropout_difference_cell", "Corrected, no FC dropout"), Column("spinal_beats_fc", "published", "Spinal beats FC?"),
+    Column("corrected_spinal_beats_fc", "corrected", "Spinal beats FC?"),
+    Column("nodropout_spinal_beats_fc", "no FC dropout", "Spinal beats FC?"),
 ]
 ACCURACY_CSV = [
     "table", "dataset", "script", "network", "head", "epochs", "paper_mean", "paper_best", "paper_error_reduction", "runs", "mean",
     "best", "std", "error_reduction", "difference", "difference_low", "difference_high", "pairs", "corrected_runs",
     "corrected_mean", "corrected_std", "corrected_difference", "corrected_difference_low", "corrected_difference_high",
-    "corrected_pairs", "parameters_printed", "parameters", "fc_multiplications", "tolerance", "verdict", "spinal_beats_fc",
-    "corrected_spinal_beats_fc"]
+    "corrected_pairs", "nodropout_runs", "nodropout_mean", "nodropout_std", "nodropout_difference", "nodropout_difference_low",
+    "nodropout_difference_high", "nodropout_pairs", "parameters_printed", "parameters", "fc_multiplications", "fc_saving",
+    "tolerance", "verdict", "spinal_beats_fc", "corrected_spinal_beats_fc", "nodropout_spinal_beats_fc"]
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:
@@ -652,7 +665,7 @@ def difference_fields(prefix: str, difference: Difference) -> Row:
 
 def accuracy_row(row: PaperRow, default: PaperRow | None, cells: Cells) -> Row:
     """One row of Table II or III: the paper's numbers, ours, the corrected protocol, the verdicts."""
-    logs, corrected = cells.of(row, "published"), cells.of(row, "corrected")
+    logs, others = cells.of(row, "published"), {prefix: cells.of(row, variant) for prefix, variant in VARIANTS.items() if prefix}
     values = [log.score for log in logs]
     paper_mean = row.metric("accuracy_avg_pct")
     resolution = resolution_of(logs[0]) if logs else 0.0
@@ -661,17 +674,20 @@ def accuracy_row(row: PaperRow, default: PaperRow | None, cells: Cells) -> Row:
         "head": head_name(row), "epochs": row.epochs, "paper_mean": paper_mean,
         "paper_best": row.metric("accuracy_best_pct", "accuracy_pct"),
         "paper_error_reduction": row.metric("error_reduction_best_pct_printed", "error_reduction_pct_printed"),
-        "parameters_printed": row.metric("parameters_printed"), "runs": str(len(logs)), "corrected_runs": str(len(corrected)),
+        "parameters_printed": row.metric("parameters_printed"), "runs": str(len(logs)),
         "verdict": judge_mean(values, paper_mean, resolution),
     }
     if logs:
         fields |= {"mean": number(mean_of(values), 3), "best": number(max(values), 2), "std": number(std_of(values), 3)}
+        fields["mean_cell"] = number(mean_of(values), 2) + (f" ± {number(std_of(values), 2)}" if len(values) > 1 else "")
     if len(logs) >= FEWEST_RUNS:
         fields["tolerance"] = number(half_width(values, 1 / PAPER_RUNS, resolution) + PAPER_ROUNDING, 3)
-    if corrected:
-        scores = [log.score for log in corrected]
-        fields |= {"corrected_mean": number(mean_of(scores), 3), "corrected_std": number(std_of(scores), 3)}
-    if counted := logs or corrected:
+    for prefix, members in others.items():
+        fields[f"{prefix}runs"] = str(len(members))
+        if members:
+            scores = [log.score for log in members]
+            fields |= {f"{prefix}mean": number(mean_of(scores), 3), f"{prefix}std": number(std_of(scores), 3)}
+    if counted := logs or next(filter(None, others.values()), []):
         for key in ("parameters", "fc_multiplications"):
             fields[key] = " / ".join(f"{count:,}" for count in sorted({log.start[key] for log in counted}))
     if row.head == "spinal" and default is not None:
@@ -680,15 +696,20 @@ def accuracy_row(row: PaperRow, default: PaperRow | None, cells: Cells) -> Row:
 
 
 def comparison_fields(row: PaperRow, default: PaperRow, cells: Cells) -> Row:
-    """Spinal against the FC head of the same network, under both protocols."""
+    """Spinal against the FC head of the same network: in the paper, and in ours under each protocol."""
+    fields: Row = {}
+    for prefix, variant in VARIANTS.items():
+        difference = paired_difference(cells.of(row, variant), cells.of(default, variant))
+        fields |= difference_fields(prefix, difference) | {f"{prefix}spinal_beats_fc": judge_claim(difference)}
+    paper, paper_default = row.metric("accuracy_avg_pct"), default.metric("accuracy_avg_pct")
+    if paper and paper_default:
+        fields["paper_difference"] = number(float(paper) - float(paper_default), 2, "+")
     logs, baseline = cells.of(row, "published"), cells.of(default, "published")
-    difference = paired_difference(logs, baseline)
-    corrected = paired_difference(cells.of(row, "corrected"), cells.of(default, "corrected"))
-    fields = difference_fields("", difference) | difference_fields("corrected_", corrected)
-    fields |= {"spinal_beats_fc": judge_claim(difference), "corrected_spinal_beats_fc": judge_claim(corrected)}
     if logs and baseline:
         reduction = error_reduction(max(log.score for log in logs), max(log.score for log in baseline))
         fields["error_reduction"] = number(reduction, 1)
+        ours, theirs = (group[0].start["fc_multiplications"] for group in (logs, baseline))
+        fields["fc_saving"] = number(100 - 100 * ours / theirs, 1)
     return fields
 
 
@@ -770,7 +791,7 @@ def regression_row(row: PaperRow, default: PaperRow | None, cells: Cells) -> Row
         fields |= {f"paper_{epochs}": printed, f"paper_{epochs}_cell": dagger(float(printed), printed) if printed else "",
                    f"verdict_{epochs}": judge_spread(values, printed) if printed else "not comparable"}
         fields |= spread_fields(f"minimum_{epochs}", values)
-    fields |= spread_fields("broadcast_200", minima(broadcast, "200"), BROADCAST_FLOOR)
+    fields |= spread_fields("broadcast_200", minima(broadcast, "200"), 0.0)
     for key in ("train_mse", "clean_mse") if corrected else ():
         values = [1000 * log.value(key) for log in corrected]
         mean, std = number(mean_of(values), 3), number(std_of(values), 3)
@@ -933,15 +954,19 @@ DOCUMENT = r"""% made by results/aggregate.py: all tables, one page each; compil
 \pagestyle{empty}
 \begin{document}
 \noindent\resizebox{\linewidth}{!}{\input{table1.tex}}\clearpage
-\noindent\resizebox{\linewidth}{!}{\input{table2.tex}}\clearpage
+\noindent\resizebox{!}{\textheight}{\input{table2.tex}}\clearpage
+\noindent\resizebox{\linewidth}{!}{\input{table2_pairs.tex}}\clearpage
 \noindent\resizebox{\linewidth}{!}{\input{table3.tex}}
 \end{document}
 """
 
 # ---- Report ----
 
+PAIRS_PREFACE = """\
+Spinal minus FC in points of test accuracy: mean over seeds [95 % interval] (pairs of runs). Paper: difference of its averages.
+"""
 RULES = f"""\
-**Rules, set before the results came.**
+**Rules**
 
 * Number of a run: `selected_test_accuracy_pct` of its log, that is the epoch that the protocol selects. *Published* selects as
   the released scripts did, often by the best test accuracy; *corrected* selects on held-out training images. Mean, best and
@@ -954,7 +979,9 @@ RULES = f"""\
   means "not told apart": with few runs the interval is wide and lenient, so read `tolerance` in the CSV. One row in twenty
   fails by chance even if all is well. How many runs are averaged in Table III is not printed; ten is assumed there.
 * **Spinal beats FC?** Runs of one seed see the same batches, so Spinal minus FC is taken seed by seed. *yes* or *no (FC better)*
-  if the 95 % t interval of the mean difference excludes 0, else *undecided*; at least {FEWEST_RUNS} pairs; published protocol.
+  if the 95 % t interval of the mean difference excludes 0, else *undecided*; at least {FEWEST_RUNS} pairs.
+  *Corrected, no FC dropout*: `--protocol corrected --fc-dropout 0`. The published small CNN has dropout in its FC head only
+  (Q5), so a difference of the heads may be one of dropout; the two corrected columns give both heads the same, 0.5 or none.
 * Error reduction is recomputed from our best runs, as the paper does from its own; the best of n grows with n.
 * Parameters and multiplications of linear layers are counted by the script, per sample, and are not quoted.
 """
@@ -971,16 +998,20 @@ its 1,000 samples, or both. Compare with the columns of the corrected protocol: 
 (below 3.333, it has fitted noise), `clean_mse` is on fresh samples against the function without noise (plus the mean of the
 noise); its floor is 0, and it is what one wants to know of a regression. *Broadcast noise* is the released script as it stands:
 a shape error turns the target into a 1,000 × 1,000 matrix, training is free of noise, and no loss can fall below the
-variance of that one noise vector ({1000 * BROADCAST_FLOOR:.3f} for seed 0, the mark there). The paper's numbers below that
-cannot come from the script in this form.
+variance of the seed's own noise vector (3.319 for seed 0, which draws the samples of the released script). The paper's
+numbers below that cannot come from the script in this form.
 """
+
+
+NO_PAIR = "no pair of runs yet"
 
 
 def family_sentence(name: str, rows: list[Row]) -> str:
     """One sentence on Spinal minus FC for one data set."""
     words = {"yes": "better than FC", "no (FC better)": "worse than FC", "undecided": "undecided", "not judged": "with too few runs"}
     parts = []
-    for prefix, protocol in (("", "published"), ("corrected_", "corrected")):
+    for prefix, protocol in (("", "published protocol"), ("corrected_", "corrected protocol"),
+                             ("nodropout_", "corrected without FC dropout")):
         compared = [row for row in rows if row.get(f"{prefix}pairs", "0") != "0"]
         if not compared:
             continue
@@ -988,9 +1019,9 @@ def family_sentence(name: str, rows: list[Row]) -> str:
         counts = ", ".join(f"{verdicts[key]} {text}" for key, text in words.items() if verdicts[key])
         differences = sorted((row[f"{prefix}difference_cell"].split()[0] for row in compared),
                              key=lambda text: float(text.replace("−", "-")))
-        parts.append(f"{protocol} protocol: of {len(compared)} Spinal head{'s' * (len(compared) > 1)} {counts} "
+        parts.append(f"{protocol}: of {len(compared)} Spinal head{'s' * (len(compared) > 1)} {counts} "
                      f"({' to '.join(dict.fromkeys((differences[0], differences[-1])))} points)")
-    return f"* **{name}**: {'; '.join(parts) or 'no pair of runs yet'}."
+    return f"* **{name}**: {'; '.join(parts) or NO_PAIR}."
 
 
 def regression_sentence(rows: list[Row]) -> str:
@@ -1000,7 +1031,7 @@ def regression_sentence(rows: list[Row]) -> str:
     for row in rows:
         won = [f"{row[key].removeprefix('Spinal in ')} seeds {words}" for key, words in measures if row.get(key)]
         parts += [f"{row['function']} in {' and '.join(won)}"] if won else []
-    return f"* **Regression**: {'Spinal is lower than FC for ' * bool(parts)}{'; '.join(parts) or 'no pair of runs yet'}."
+    return f"* **Regression**: {'Spinal is lower than FC for ' * bool(parts)}{'; '.join(parts) or NO_PAIR}."
 
 
 def command(row: PaperRow, variant: str, logs: list[Log]) -> str:
@@ -1009,7 +1040,7 @@ def command(row: PaperRow, variant: str, logs: list[Log]) -> str:
     folder = FOLDERS.get(row.script.split("_")[0], "MNIST")
     head = f"--head spinal --layers {row.layers} --width {row.width}" if row.head == "spinal" else "--head fc"
     target = f"--function {row.function}" if row.function else f"--network {row.network}"
-    noise = " --noise broadcast" if variant.endswith("-broadcast") else ""
+    noise = {"broadcast": " --noise broadcast", "nodropout": " --fc-dropout 0"}.get(variant.partition("-")[2], "")
     seeds = (f"--seed {first} " if first else "") + f"--runs {last - first + 1}"
     return f"python {folder}/{row.script}.py {target} {head} --protocol {variant.split('-')[0]}{noise} {seeds}"
 
@@ -1041,26 +1072,48 @@ def summary(rows: list[Row]) -> str:
     return ", ".join(f"{counts[key]} {key}" for key in order)
 
 
-def report(paper: list[PaperRow], cells: Cells, findings: list[Finding], tables: dict[str, list[Row]],
-           figures: Iterable[str]) -> str:
-    """The whole of results/README.md."""
+def in_plain_words(tables: dict[str, list[Row]]) -> str:
+    """What the logs say, a sentence for each family that has runs."""
     families: dict[str, list[Row]] = defaultdict(list)
     for row in tables["table2"]:
         families[row["dataset"]].append(row)
+    sentences = [*(family_sentence(name, rows) for name, rows in families.items()), regression_sentence(tables["table1"])]
+    missing = [sentence for sentence in sentences if sentence.endswith(f"{NO_PAIR}.")]
+    names = ", ".join(sentence.split("**")[1] for sentence in missing)
+    lines = [f"Verdicts on the rows of Table II: {summary(tables['table2'])}. Table III: {summary(tables['table3'])}.", ""]
+    lines += [sentence for sentence in sentences if sentence not in missing]
+    return "\n".join(lines + ([f"* Not compared yet: {names}."] if missing else [])) + "\n"
+
+
+def ran(rows: list[Row]) -> list[Row]:
+    """Rows of Table II with runs under some protocol."""
+    return [row for row in rows if any(row.get(f"{prefix}runs", "0") != "0" for prefix in VARIANTS)]
+
+
+def second_table(rows: list[Row]) -> str:
+    """Table II with the rows that have runs, and the differences of the heads."""
+    return "\n".join([markdown(ACCURACY_COLUMNS, ran(rows)), PAIRS_PREFACE,
+                      markdown(PAIR_COLUMNS, [row for row in ran(rows) if "difference_cell" in row])])
+
+
+def report(paper: list[PaperRow], cells: Cells, findings: list[Finding], tables: dict[str, list[Row]],
+           figures: Iterable[str]) -> str:
+    """The whole of results/README.md."""
     used = sum(map(len, cells.runs.values()))
     commands = dict.fromkeys(command(row, variant, cells.of(row, variant)) for row in paper
-                             for variant in ("published", "published-broadcast", "corrected") if cells.of(row, variant))
+                             for variant in ("published", "published-broadcast", "corrected", "corrected-nodropout")
+                             if cells.of(row, variant))
+    missing = len(tables["table2"]) - len(ran(tables["table2"]))
     parts = [
         "# Results: SpinalNet (arXiv 2007.03347), the paper's numbers beside ours\n",
         "Made by `python results/aggregate.py` from `logs/` (format: [SCHEMA.md](SCHEMA.md)) and [paper.csv](paper.csv); edits here "
         "are lost.\nEach table is also in `tables/` as Markdown, LaTeX and CSV (`tables/tables.tex` sets all of them).\n",
-        "## In plain words\n",
-        f"Verdicts on the rows of Table II: {summary(tables['table2'])}. Table III: {summary(tables['table3'])}.\n",
-        "\n".join([*(family_sentence(name, rows) for name, rows in families.items()), regression_sentence(tables["table1"])]) + "\n",
+        "## In plain words\n", in_plain_words(tables),
         "## Table II: accuracy from random initialisation\n", RULES,
         "Rows marked *(arXiv v2 only)* were printed in v2 and dropped from v3. v2 prints one accuracy a row, shown here under best: "
         "in the rows that both versions print it is v3's best.\n",
-        markdown(ACCURACY_COLUMNS, tables["table2"]), "## Table I: regression\n", NOISE_PASSAGE,
+        f"{missing} of {len(tables['table2'])} rows have no run yet; [tables/table2.md](tables/table2.md) shows them too.\n",
+        second_table(tables["table2"]), "## Table I: regression\n", NOISE_PASSAGE,
         markdown(REGRESSION_COLUMNS, tables["table1"]),
         "## Table III: transferred initialisation\n", "See [tables/table3.md](tables/table3.md).\n",
         "## Other runs\n", f"{len(tables['other_runs'])} groups of runs that no row of the paper can be compared with: "
@@ -1078,15 +1131,18 @@ def render(paper: list[PaperRow], cells: Cells, findings: list[Finding]) -> dict
     for row in second:
         row["dataset"] += " (arXiv v2 only)" if row["table"] != "II" else ""
     tables = {"table1": regression_rows(paper, cells), "table2": second, "table3": accuracy_rows(paper, cells, "III"),
-              "other_runs": other_rows(cells.others)}
+              "table2_pairs": [row for row in second if "difference_cell" in row], "other_runs": other_rows(cells.others)}
     forms = {"table1": (REGRESSION_COLUMNS, REGRESSION_CSV, NOISE_PASSAGE), "table2": (ACCURACY_COLUMNS, ACCURACY_CSV, RULES),
+             "table2_pairs": (PAIR_COLUMNS, None, PAIRS_PREFACE),
              "table3": (ACCURACY_COLUMNS, ACCURACY_CSV, RULES),
              "other_runs": (OTHER_COLUMNS, OTHER_CSV, "Runs that depart from the paper's rows or use other data. "
                             "Not comparable with any number of the paper.\n")}
-    texts = {"README.md": report(paper, cells, findings, tables, figures_of(cells))}
+    texts = {"README.md": report(paper, cells, findings, tables, figures_of(cells)),
+             "front page": in_plain_words(tables) + "\n" + second_table(second)}
     for name, (columns, keys, preface) in forms.items():
         texts[f"tables/{name}.md"] = preface + "\n" + markdown(columns, tables[name])
-        texts[f"tables/{name}.csv"] = comma_separated(keys, tables[name])
+        if keys:
+            texts[f"tables/{name}.csv"] = comma_separated(keys, tables[name])
         if name != "other_runs":
             texts[f"tables/{name}.tex"] = latex(columns, tables[name])
     return texts | {"tables/tables.tex": DOCUMENT}
@@ -1229,17 +1285,31 @@ def differing_files(folder: Path, texts: dict[str, str]) -> list[str]:
             if not (folder / name).is_file() or (folder / name).read_bytes() != encoded(text)]
 
 
-def aggregate(folder: Path, check: bool) -> int:
+FENCE = ("<!-- begin: made by make tables -->\n", "<!-- end: made by make tables -->")
+
+
+def front_page(path: Path, text: str) -> str | None:
+    """The README of the collection with `text` between its fences; none if there is no such page or fence."""
+    if not path.is_file():
+        return None
+    before, begin, rest = path.read_text(encoding="utf-8").partition(FENCE[0])
+    _, end, after = rest.partition(FENCE[1])
+    return before + begin + text + end + after if begin and end else None
+
+
+def aggregate(folder: Path, paper_csv: Path, check: bool) -> int:
     """Read, sort, write (or compare); returns the exit status."""
     if not folder.is_dir():
         raise UserError(f"there is no results folder {folder}")
-    paper = read_paper(folder / "paper.csv")
+    paper = read_paper(paper_csv)
     logs, findings = read_logs(folder / "logs")
     cells = sort_into_cells(logs, paper)
     findings = sorted(findings + cells.findings, key=lambda finding: finding.path)
     for finding in findings:
         print(encoded(f"{folder.as_posix()}/{finding}").decode(), file=sys.stderr)
     texts = render(paper, cells, findings)
+    if page := front_page(folder / "../README.md", texts.pop("front page")):
+        texts["../README.md"] = page
     if check:
         differing = differing_files(folder, texts)
         for name in differing:
@@ -1257,11 +1327,13 @@ def aggregate(folder: Path, check: bool) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder with logs/ and paper.csv (default: results)")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder with logs/ (default: results)")
+    parser.add_argument("--paper", type=Path, default=Path(__file__).resolve().parent / "paper.csv",
+                        help="the paper's numbers (default: beside this program)")
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if tables or report are out of date")
     arguments = parser.parse_args(argv)
     try:
-        return aggregate(arguments.results_dir, arguments.check)
+        return aggregate(arguments.results_dir, arguments.paper, arguments.check)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:

@@ -104,7 +104,7 @@ def no_figures(monkeypatch):
 
 
 def run(results, *options):
-    return aggregate.main(["--results-dir", str(results), *options])
+    return aggregate.main(["--results-dir", str(results), "--paper", str(results / "paper.csv"), *options])
 
 
 def table(results, name, **wanted):
@@ -226,6 +226,31 @@ def test_corrected_runs_stand_beside_and_are_not_judged(results):
         put(results, image_log(seed, [95.0], protocol="corrected"))
     run(results)
     assert cell(results)["verdict"] == "not yet run" and cell(results)["corrected_mean"] == "95.000"
+
+
+def test_runs_without_dropout_in_either_head_have_a_column_of_their_own(results):
+    for seed in range(3):
+        for head, layers, width, gain in (("fc", 1, 50, 0.0), ("spinal", 6, 8, 0.2)):
+            both = dict(seed=seed, head=head, layers=layers, width=width, protocol="corrected")
+            put(results, image_log(accuracies=(97.0 + gain,), **both, fc_dropout=0.5))
+            put(results, image_log(accuracies=(98.0 + 2 * gain,), **both, option="-drop0.0", departures=["fc_dropout"],
+                                   fc_dropout=0.0))
+            put(results, image_log(accuracies=(91.0,), **both, option="-drop0.1", departures=["fc_dropout"], fc_dropout=0.1))
+    assert run(results) == 0
+    row = cell(results, head="Spinal 6 x 8")
+    assert (row["corrected_difference"], row["nodropout_difference"], row["nodropout_pairs"]) == ("0.200", "0.400", "3")
+    assert row["nodropout_spinal_beats_fc"] == "yes" and row["verdict"] == "not yet run"
+    assert {row["reason"] for row in table(results, "other_runs")} == {"departs in fc_dropout"}
+
+
+def test_front_page_gets_the_tables_between_its_fences(results):
+    page = results.parent / "README.md"
+    page.write_text(f"before\n{aggregate.FENCE[0]}old\n{aggregate.FENCE[1]}\nafter\n", encoding="utf-8")
+    put(results, image_log())
+    assert run(results, "--check") == 1 and run(results) == 0 and run(results, "--check") == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- begin") and text.endswith("<!-- end: made by make tables -->\nafter\n")
+    assert "| MNIST | CNN | FC | 8 | 97.98 |" in text and "old" not in text
 
 
 def test_diverged_run_counts_with_its_accuracy(results):
