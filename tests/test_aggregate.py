@@ -449,7 +449,7 @@ def test_regression_counts_noise_shapes_apart_whatever_departures_say(results):
     assert default["broadcast_200_median"] == "3.500" and default["clean_mse_mean"] == "2.200"
     assert default["verdict_100"] == "within our spread" and default["verdict_200"] == "within our spread"  # 1.178, 0.887
     assert spinal["paper_winner"] == "Spinal" and spinal["spinal_wins"] == "Spinal in 5 of 5"
-    assert "1.000† (1.000; 0.800 to 1.200)" in (results / "tables" / "table1.md").read_text(encoding="utf-8")
+    assert "1.000† [0.800, 1.200]" in (results / "tables" / "table1.md").read_text(encoding="utf-8")
     assert not table(results, "other_runs")
 
 
@@ -459,7 +459,7 @@ def test_regression_verdict_needs_five_seeds_and_says_which_side(results):
         if seed < 4:
             put(results, regression_log(seed, minimum=0.002, function="product"))
     run(results)
-    assert table(results, "table1", function="sum")[0]["verdict_200"] == "outside: below all seeds"
+    assert table(results, "table1", function="sum")[0]["verdict_200"] == "outside: the paper below all our seeds"
     assert table(results, "table1", function="product")[0]["verdict_200"] == "not judged"
 
 

@@ -1,0 +1,166 @@
+## Reproduces the tables of SpinalNet (arXiv 2007.03347). Each finished log of a run is a target, so make is the scheduler:
+## -j 4 runs four jobs at a time (on a CPU: OMP_NUM_THREADS=1 make -j 4 ..., so that they do not fight for its cores),
+## -k goes on past a failure, and a second call runs only what is missing.
+##
+## Settings, each as `make TARGET NAME=value`:
+##   RUNS=10      runs (seeds) of each row; the paper: ten
+##   DATA=data    folder for the data sets; they are downloaded once
+##   LAUNCH=...   what stands before each script; default: the python of .venv. Cluster: LAUNCH="srun python"
+##   PYTHON=...   the python of tables and tests; default: that of .venv, which is made when it is needed
+##   DEMO_RUNS=2  runs of each row of Table I in the demo
+##
+RUNS ?= 10
+DATA ?= data
+DEMO_RUNS ?= 2
+PYTHON3 ?= python3
+PYTHON ?= .venv/bin/python
+LAUNCH ?= $(PYTHON)
+
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+SEEDS := $(shell awk 'BEGIN { if ("$(RUNS)" ~ /^[0-9]+$$/) for (seed = 0; seed < $(RUNS) + 0; seed++) print seed }')
+$(if $(SEEDS),,$(error RUNS must be a whole number, 1 or more, not '$(RUNS)'))
+# The environment is needed only where its python is used; order-only, since a newer one makes no finished log old.
+PYTHON_READY := $(if $(filter .venv/%,$(PYTHON)),.venv/.installed)
+LAUNCH_READY := $(if $(filter .venv/%,$(LAUNCH)),.venv/.installed)
+
+# ---- Rows ------------------------------------------------------------------------------------------------------------------
+# $(call rows,GROUP,SCRIPT,NETWORK,HEADS,PROTOCOLS[,OPTIONS[,SEEDS]]): each head x protocol x option x seed is one log,
+# results/logs/<script>/<network>-<head>-<protocol>[-<option>]-s<seed>.jsonl (results/SCHEMA.md), made by reproduce-GROUP.
+# A new row of the paper is one more line in "The list"; a new group also gets a line in "Targets".
+
+GROUPS :=
+IMAGE_SCRIPTS :=
+FUNCTIONS := sum sinsum product sinproduct
+MNIST_FAMILY := mnist fashion_mnist kmnist qmnist
+EMNIST_FAMILY := emnist_digits emnist_letters emnist_balanced
+
+script_name = $(basename $(notdir $1))
+log_name = results/logs/$(script_name)/$2-$(head)-$(protocol)$(patsubst %,-%,$(filter-out none,$(option)))-s$(seed).jsonl
+# Only scripts with images have data to fetch. One job does it, so that two never write the same file.
+data_ready = $(if $(filter Regression/%,$1),,$(DATA)/.$(script_name)-ready)
+
+# What the parts of a log's name are on the command line. The regression script has one network, mlp; arch2 and mlp have
+# heads of one size.
+network_flags = $(if $(filter mlp,$1),,--network $1)
+head_flags = --head $(if $(filter fc,$2),fc,spinal $(if $(filter arch2 mlp,$1),,$(call size_flags,$(subst x, ,$(2:spinal%=%)))))
+size_flags = --layers $(word 1,$1) --width $(word 2,$1)
+$(foreach function,$(FUNCTIONS),$(eval FLAGS_$(function) := --function $(function)))
+FLAGS_broadcast := --noise broadcast
+option_flags = $(foreach part,$(subst -, ,$1),$(FLAGS_$(part)))
+data_flags = $(if $(filter Regression/%,$1),,--data-dir $(DATA))
+command = $(strip $1 $(call network_flags,$2) $(call option_flags,$(option)) $(call head_flags,$2,$(head)) \
+    --protocol $(protocol) --seed $(seed) $(call data_flags,$1) --quiet)
+
+# The rule of one log: GROUP, SCRIPT, NETWORK, and the variables of the loops below. Until it is finished the log is called
+# .jsonl.part, so that make never takes a half for a whole. It depends on no script: an edit voids no finished run. A log
+# that is there needs neither environment nor data.
+define one_log
+LOGS_$1 += $(log)
+$(log): | $(if $(wildcard $(log)),,$(LAUNCH_READY) $(call data_ready,$2))
+	$$(LAUNCH) $(call command,$2,$3)
+endef
+define rows
+$(eval GROUPS += $(filter-out $(GROUPS),$1))\
+$(eval IMAGE_SCRIPTS += $(filter-out Regression/% $(IMAGE_SCRIPTS),$2))\
+$(foreach head,$4,$(foreach protocol,$5,$(foreach option,$(or $6,none),$(foreach seed,$(or $7,$(SEEDS)),\
+$(foreach log,$(call log_name,$2,$3),$(eval $(call one_log,$1,$2,$3)))))))
+endef
+define data_rule
+$(call data_ready,$1): | $(LAUNCH_READY)
+	$$(LAUNCH) $1 --fetch-only --data-dir $(DATA)
+	@mkdir -p $$(@D) && touch $$@
+endef
+
+# ---- The list --------------------------------------------------------------------------------------------------------------
+# Table I; `broadcast` is the released script's noise, which spreads over a 1000 x 1000 target (Q1)
+$(call rows,regression,Regression/synthetic_regression.py,mlp,fc spinal6x50,published corrected,$(FUNCTIONS))
+$(call rows,regression,Regression/synthetic_regression.py,mlp,fc spinal6x50,published,$(FUNCTIONS:=-broadcast))
+# Table II
+$(foreach set,$(MNIST_FAMILY),$(call rows,$(set),MNIST/$(set).py,cnn,fc spinal6x8 spinal6x10,published corrected))
+$(foreach set,$(MNIST_FAMILY),$(call rows,$(set),MNIST/$(set).py,vgg5,fc spinal4x128,published corrected))
+$(foreach set,$(EMNIST_FAMILY),$(call rows,$(set),EMNIST/$(set).py,cnn,fc spinal6x8 spinal6x10,published corrected))
+$(foreach set,$(EMNIST_FAMILY),$(call rows,$(set),EMNIST/$(set).py,vgg5,fc spinal4x128,published corrected))
+# In no table of the paper: the second architecture of the released scripts, two runs each
+$(call rows,arch2,MNIST/mnist.py,arch2,spinal26x30,published corrected,,$(wordlist 1,2,$(SEEDS)))
+$(call rows,arch2,MNIST/fashion_mnist.py,arch2,spinal26x300,published corrected,,$(wordlist 1,2,$(SEEDS)))
+$(call rows,arch2,MNIST/kmnist.py,arch2,spinal26x50,published corrected,,$(wordlist 1,2,$(SEEDS)))
+$(call rows,arch2,MNIST/qmnist.py,arch2,spinal26x50,published corrected,,$(wordlist 1,2,$(SEEDS)))
+$(call rows,arch2,EMNIST/emnist_digits.py,arch2,spinal26x50,published corrected,,$(wordlist 1,2,$(SEEDS)))
+
+$(foreach script,$(IMAGE_SCRIPTS),$(eval $(call data_rule,$(script))))
+
+# ---- Targets ---------------------------------------------------------------------------------------------------------------
+.PHONY: help
+help: ## this page
+	@awk '/^## ?/ { sub(/^## ?/, ""); print } \
+	      /^[a-z0-9_-]+:.*## / { target = $$0; sub(/:.*/, "", target); sub(/.*## /, ""); printf "  make %-26s %s\n", target, $$0 }' \
+	      $(firstword $(MAKEFILE_LIST))
+
+# Two jobs at a time, each on one core: threads of two jobs that share a core wait for each other.
+ifeq ($(MAKECMDGOALS),demo)
+MAKEFLAGS += -j2
+endif
+.PHONY: demo demo-optdigits demo-published demo-corrected
+demo-optdigits demo-published demo-corrected: export OMP_NUM_THREADS = 1
+demo-optdigits: | $(LAUNCH_READY)
+	$(LAUNCH) MNIST/optdigits.py --network cnn --head both --runs 3 --results-dir demo --quiet
+demo-published demo-corrected: demo-%: | $(LAUNCH_READY)
+	$(LAUNCH) Regression/synthetic_regression.py --head both --protocol $* --runs $(DEMO_RUNS) --results-dir demo --quiet
+demo: ## first look: Table I and a small image set, a few minutes on two cores
+demo: demo-optdigits demo-published demo-corrected | $(PYTHON_READY)
+	$(PYTHON) results/aggregate.py --results-dir demo
+	@echo
+	@echo 'The demo ran each row of Table I $(DEMO_RUNS) times instead of ten, so its means scatter more than those in results/.'
+	@echo '  Table I               demo/tables/table1.md'
+	@echo '  handwritten digits    demo/tables/other_runs.md'
+	@echo '  figures               demo/figures/'
+
+.PHONY: test check sync tables status
+test: | $(PYTHON_READY) ## all tests
+	$(PYTHON) -m pytest -q tests
+check: ## is the text that the scripts share the same in all of them?
+	$(PYTHON3) tools/sync.py --check
+sync: ## copy shared text from its origin into all other scripts
+	$(PYTHON3) tools/sync.py
+
+.PHONY: reproduce-all reproduce-mnist-family reproduce-emnist-family $(GROUPS:%=reproduce-%)
+reproduce-all: ## every row of the paper's tables that has a script
+reproduce-all: $(foreach group,$(filter-out arch2,$(GROUPS)),$(LOGS_$(group)))
+reproduce-regression: $(LOGS_regression) ## Table I: four functions, minutes on a CPU
+reproduce-mnist-family: $(foreach group,$(MNIST_FAMILY),$(LOGS_$(group))) ## Table II: the four sets below
+reproduce-mnist: $(LOGS_mnist) ## Table II: MNIST
+reproduce-fashion_mnist: $(LOGS_fashion_mnist) ## Table II: Fashion-MNIST
+reproduce-kmnist: $(LOGS_kmnist) ## Table II: Kuzushiji-MNIST
+reproduce-qmnist: $(LOGS_qmnist) ## Table II: QMNIST
+reproduce-emnist-family: $(foreach group,$(EMNIST_FAMILY),$(LOGS_$(group))) ## Table II: the three splits below, one download
+reproduce-emnist_digits: $(LOGS_emnist_digits) ## Table II: EMNIST digits
+reproduce-emnist_letters: $(LOGS_emnist_letters) ## Table II: EMNIST letters
+reproduce-emnist_balanced: $(LOGS_emnist_balanced) ## Table II: EMNIST balanced
+reproduce-arch2: $(LOGS_arch2) ## not in the paper's tables: arch2 of the released scripts, two runs each
+
+tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs
+	$(PYTHON) results/aggregate.py
+
+DONE = $(wildcard results/logs/*/*.jsonl)
+UNFINISHED = $(filter-out $(DONE),$(patsubst %.part,%,$(wildcard results/logs/*/*.jsonl.part)))
+# GROUP, done, unfinished, all
+status_line = printf '%-24s %7d %11d %9d\n' reproduce-$1 $2 $3 $$(($4 - $2 - $3));
+status: ## how many runs are done, unfinished and missing
+	@printf '%-24s %7s %11s %9s\n' 'RUNS=$(RUNS)' done unfinished missing
+	@$(foreach group,$(GROUPS),$(call status_line,$(group),$(words \
+	  $(filter $(DONE),$(LOGS_$(group)))),$(words $(filter $(UNFINISHED),$(LOGS_$(group)))),$(words $(LOGS_$(group)))))
+
+# Both print what they remove. Neither touches finished logs, data, demo/ or .venv.
+.PHONY: clean clean-unfinished
+clean: ## remove caches: __pycache__, .pytest_cache, .hypothesis
+	@find . \( -path ./.venv -o -path ./.git -o -path './$(DATA)' \) -prune -o -type d \
+	  \( -name __pycache__ -o -name .pytest_cache -o -name .hypothesis \) -prune -print -exec rm -rf {} +
+clean-unfinished: ## remove unfinished runs, which then start anew: checkpoints and .part logs
+	@find results -type f \( -name '*.part' -o -path 'results/checkpoints/*' \) -print -exec rm -f {} +
+
+.venv/.installed: requirements.txt
+	@$(PYTHON3) -c 'import sys; sys.exit("error: set PYTHON3= to a python 3.11 or later" * (sys.version_info < (3, 11)) or 0)'
+	$(PYTHON3) -m venv .venv
+	.venv/bin/python -m pip install --quiet -r requirements.txt
+	@touch $@
