@@ -39,6 +39,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import http.client
 import json
 import math
 import os
@@ -184,7 +185,8 @@ def read_arrays(options: argparse.Namespace) -> list[Tensor]:
     """`load_arrays`, with every way in which data can be missing, damaged or foreign turned into a sentence."""
     try:
         arrays = load_arrays(options)
-    except (RuntimeError, AssertionError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError,
+            http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         way_out = "run again without --no-download" if options.no_download else "check the network"
         raise UserError(f"{DATASET} cannot be read from {options.data_dir} ({reason.rstrip('.')}): delete any damaged files "
@@ -201,7 +203,7 @@ def measure(images: Tensor) -> tuple:
     """Mean and deviation of the pixels of each channel on the scale 0..1, four decimals; single numbers for one channel."""
     moments, scale = [], torch.arange(256).double() / 255
     for channel in images.unbind(1):
-        counts = torch.bincount(channel.flatten().int(), minlength=256).double().cpu()  # exact on every device
+        counts = torch.bincount(channel.flatten(), minlength=256).double().cpu()  # exact on every device
         mean = round(float((counts * scale).sum() / counts.sum()), 4)
         moments.append((mean, round(float((counts * (scale - mean) ** 2).sum() / counts.sum()) ** 0.5, 4)))
     return moments[0] if len(moments) == 1 else tuple(zip(*moments))

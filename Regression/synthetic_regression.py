@@ -44,6 +44,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import http.client
 import json
 import math
 import os
