@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import sync  # noqa: E402  (tools/ is no package)
 
 ORIGIN = "MNIST/mnist.py"
-COPIES = ("MNIST/kmnist.py", "EMNIST/emnist_digits.py")
+COPIES = ("MNIST/kmnist.py", "CIFAR/cifar10.py")
 
 
 def block(name: str, *body: str, origin: str = ORIGIN) -> str:
@@ -123,15 +123,15 @@ def test_failed_write_leaves_the_old_file_and_no_other(tree, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("name, old, new, message", [
-    (COPIES[1], "# <<< shared: train\n", "", "EMNIST/emnist_digits.py:9: block train has no end"),
-    (COPIES[1], TRAIN.splitlines()[0], "#", "EMNIST/emnist_digits.py:12: block train ends without a beginning"),
-    (COPIES[1], "# <<< shared: data\n", "", "EMNIST/emnist_digits.py:8: block train begins inside block data"),
+    (COPIES[1], "# <<< shared: train\n", "", "CIFAR/cifar10.py:9: block train has no end"),
+    (COPIES[1], TRAIN.splitlines()[0], "#", "CIFAR/cifar10.py:12: block train ends without a beginning"),
+    (COPIES[1], "# <<< shared: data\n", "", "CIFAR/cifar10.py:8: block train begins inside block data"),
     (COPIES[1], "# <<< shared: data", "# <<< shared: date", "block date ends where block data is open"),
-    (COPIES[1], TRAIN, TRAIN + DATA, "EMNIST/emnist_digits.py:13: block data is here twice, first in line 2"),
+    (COPIES[1], TRAIN, TRAIN + DATA, "CIFAR/cifar10.py:13: block data is here twice, first in line 2"),
     (COPIES[1], "# end", block("new", origin="MNIST/none.py"), "origin MNIST/none.py, which is no script"),
     (COPIES[1], "# end", block("new", origin=ORIGIN), "origin MNIST/mnist.py, which has no such block"),
     (COPIES[1], "train (origin MNIST/mnist.py", "train (origin MNIST/kmnist.py", "origin MNIST/kmnist.py, but MNIST/mnist.py"),
-    (COPIES[1], "# >>> shared: train (", "#  >>> shared train (", "EMNIST/emnist_digits.py:9: not a fence"),
+    (COPIES[1], "# >>> shared: train (", "#  >>> shared train (", "CIFAR/cifar10.py:9: not a fence"),
     (COPIES[0], TRAIN, "", "MNIST/kmnist.py:1: block train of MNIST/mnist.py is missing"),
 ])
 def test_nonsense_is_named_and_nothing_is_written(tree, capsys, name, old, new, message):
