@@ -34,6 +34,7 @@ IMAGE_SCRIPTS :=
 FUNCTIONS := sum sinsum product sinproduct
 MNIST_FAMILY := mnist fashion_mnist kmnist qmnist
 EMNIST_FAMILY := emnist_digits emnist_letters emnist_balanced
+CIFAR_FAMILY := cifar10 cifar100
 
 script_name = $(basename $(notdir $1))
 log_name = results/logs/$(script_name)/$2-$(head)-$(protocol)$(patsubst %,-%,$(filter-out none,$(option)))-s$(seed).jsonl
@@ -81,6 +82,16 @@ $(foreach set,$(MNIST_FAMILY),$(call rows,$(set),MNIST/$(set).py,cnn,fc spinal6x
 $(foreach set,$(MNIST_FAMILY),$(call rows,$(set),MNIST/$(set).py,vgg5,fc spinal4x128,published corrected))
 $(foreach set,$(EMNIST_FAMILY),$(call rows,$(set),EMNIST/$(set).py,cnn,fc spinal6x8 spinal6x10,published corrected))
 $(foreach set,$(EMNIST_FAMILY),$(call rows,$(set),EMNIST/$(set).py,vgg5,fc spinal4x128,published corrected))
+# CIFAR: widths of the tables' labels, and for the ResNets also those of the released scripts (256 and 512)
+$(foreach set,$(CIFAR_FAMILY),$(call rows,$(set),CIFAR/$(set).py,vgg19,fc spinal4x512,published corrected))
+$(foreach set,$(CIFAR_FAMILY),$(foreach net,vgg11 vgg13,$(call rows,$(set),CIFAR/$(set).py,$(net),fc spinal4x1024,published corrected)))
+$(call rows,cifar100,CIFAR/cifar100.py,vgg16,fc spinal4x512,published corrected)
+$(call rows,cifar10,CIFAR/cifar10.py,resnet18,fc spinal4x20 spinal4x256,published corrected)
+$(call rows,cifar10,CIFAR/cifar10.py,resnet34,fc spinal4x256,published corrected)
+$(foreach net,resnet18 resnet34,$(call rows,cifar100,CIFAR/cifar100.py,$(net),fc spinal4x128 spinal4x512,published corrected))
+$(call rows,cifar10,CIFAR/cifar10.py,densenet,fc spinal8x16 spinal8x64,published corrected)
+$(call rows,cifar10,CIFAR/cifar10.py,cnn,fc spinal4x128,published corrected)
+$(call rows,cifar100,CIFAR/cifar100.py,cnn,fc spinal4x256,published corrected)
 # In no table of the paper: the second architecture of the released scripts, two runs each
 $(call rows,arch2,MNIST/mnist.py,arch2,spinal26x30,published corrected,,$(wordlist 1,2,$(SEEDS)))
 $(call rows,arch2,MNIST/fashion_mnist.py,arch2,spinal26x300,published corrected,,$(wordlist 1,2,$(SEEDS)))
@@ -137,6 +148,8 @@ reproduce-emnist-family: $(foreach group,$(EMNIST_FAMILY),$(LOGS_$(group))) ## T
 reproduce-emnist_digits: $(LOGS_emnist_digits) ## Table II: EMNIST digits
 reproduce-emnist_letters: $(LOGS_emnist_letters) ## Table II: EMNIST letters
 reproduce-emnist_balanced: $(LOGS_emnist_balanced) ## Table II: EMNIST balanced
+reproduce-cifar10: $(LOGS_cifar10) ## Table II: CIFAR-10 from scratch (wants a GPU)
+reproduce-cifar100: $(LOGS_cifar100) ## Table II: CIFAR-100 from scratch (wants a GPU)
 reproduce-arch2: $(LOGS_arch2) ## not in the paper's tables: arch2 of the released scripts, two runs each
 
 tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs

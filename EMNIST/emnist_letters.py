@@ -108,6 +108,7 @@ class RateRule:
     decay: float | None = None
     after: int = 0
     always: bool = False
+    renew: bool = False  # with each new rate a new optimiser, whose momentum starts at zero (Q13)
     tie_improves: bool = False
     at: tuple[int, ...] = ()
 
@@ -807,7 +808,7 @@ class Run:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "rate", self.label, epoch))
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         rate = self.rule.next(epoch, improved, state["rate"], self.options.lr, uniform)
-        if self.rule.always and epoch > self.rule.after:  # Q13: a new optimiser each time, its momentum is lost
+        if self.rule.renew and epoch > self.rule.after:
             self.optimizer.state.clear()
         state.update(epoch=epoch, rate=rate, last=accuracy, loss=watched_loss, diverged=not math.isfinite(loss),
                      seconds=state["seconds"] + time.monotonic() - began)

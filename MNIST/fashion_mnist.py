@@ -92,6 +92,7 @@ class RateRule:
     decay: float | None = None
     after: int = 0
     always: bool = False
+    renew: bool = False  # with each new rate a new optimiser, whose momentum starts at zero (Q13)
     tie_improves: bool = False
     at: tuple[int, ...] = ()
 
@@ -144,7 +145,7 @@ RECIPES = {
     "vgg5": Recipe(100, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=CLOTHES, norm=(0.5, 0.5),  # section 5
                    rule=RateRule(power=3)),
     "arch2": Recipe(200, 64, 0.005, "SGD", spinal=(26, 300), fc=None, augment=CLOTHES, norm=(0.5, 0.5),  # section 4; Q13
-                    rule=RateRule(power=3, scale=5, after=50, always=True),
+                    rule=RateRule(power=3, scale=5, after=50, always=True, renew=True),
                     corrected_rule=RateRule(power=3, scale=5, after=50)),
 }
 PAPER = {  # Table II: (network, head, layers, width): (average, best of ten runs), per cent
@@ -742,7 +743,7 @@ class Run:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "rate", self.label, epoch))
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         rate = self.rule.next(epoch, improved, state["rate"], self.options.lr, uniform)
-        if self.rule.always and epoch > self.rule.after:  # Q13: a new optimiser each time, its momentum is lost
+        if self.rule.renew and epoch > self.rule.after:
             self.optimizer.state.clear()
         state.update(epoch=epoch, rate=rate, last=accuracy, loss=watched_loss, diverged=not math.isfinite(loss),
                      seconds=state["seconds"] + time.monotonic() - began)

@@ -88,6 +88,7 @@ class RateRule:
     decay: float | None = None
     after: int = 0
     always: bool = False
+    renew: bool = False  # with each new rate a new optimiser, whose momentum starts at zero (Q13)
     tie_improves: bool = False
     at: tuple[int, ...] = ()
 
@@ -139,7 +140,7 @@ RECIPES = {
     "cnn": Recipe(8, 64, 0.01, "SGD", spinal=(6, 8), fc=(1, 50), selection="last", one_thread=True),  # section 3
     "vgg5": Recipe(100, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=DIGITS, rule=RateRule(power=3)),  # section 5
     "arch2": Recipe(200, 64, 0.01, "SGD", spinal=(26, 30), fc=None, augment=DIGITS,  # section 4; rate rule: Q13
-                    rule=RateRule(power=3, scale=5, after=100, always=True),
+                    rule=RateRule(power=3, scale=5, after=100, always=True, renew=True),
                     corrected_rule=RateRule(power=3, scale=5, after=100)),
 }
 PAPER = {  # Table II: (network, head, layers, width): (average, best of ten runs), per cent
@@ -737,7 +738,7 @@ class Run:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "rate", self.label, epoch))
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         rate = self.rule.next(epoch, improved, state["rate"], self.options.lr, uniform)
-        if self.rule.always and epoch > self.rule.after:  # Q13: a new optimiser each time, its momentum is lost
+        if self.rule.renew and epoch > self.rule.after:
             self.optimizer.state.clear()
         state.update(epoch=epoch, rate=rate, last=accuracy, loss=watched_loss, diverged=not math.isfinite(loss),
                      seconds=state["seconds"] + time.monotonic() - began)

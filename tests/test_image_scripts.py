@@ -1,5 +1,6 @@
 """The scripts of MNIST/: counts, wiring, augmentation, training, logs, resume, errors. Everything here runs offline."""
 import ast
+import dataclasses
 import functools
 import http.server
 import json
@@ -234,6 +235,17 @@ def test_a_tie_counts_as_an_improvement_where_the_rule_says_so():  # spec mnist.
         pytest.approx([1e-3, 1e-3, 1e-3, 1e-3 / 3, 1e-3 / 9])
     plan = trace(mnist.RateRule(decay=1 / 3, always=True, after=21, at=(2,)), 1e-3, [0.5] * 24, [0] * 24)  # cifar.md Q1
     assert plan[:24] == pytest.approx([1e-3] * 2 + [1e-3 / 3] * 20 + [1e-3 / 9, 1e-3 / 27])
+
+
+@pytest.mark.parametrize("renew", [True, False])
+def test_only_a_rule_that_renews_the_optimiser_loses_its_momentum(tmp_path, monkeypatch, renew):  # Q13
+    rule = optdigits.RateRule(power=3, always=True, renew=renew)
+    monkeypatch.setitem(optdigits.RECIPES, "cnn", dataclasses.replace(optdigits.RECIPES["cnn"], rule=rule))
+    options = arguments(optdigits, tmp_path, "--limit", "100")
+    run = optdigits.Run("fc", 0, optdigits.load_data(options, torch.device("cpu")), options, torch.device("cpu"))
+    run.begin()
+    run.train_epoch(1, run.data.train, torch.arange(100), lambda: None)
+    assert bool(run.optimizer.state) != renew and 0 < run.state["rate"] < 0.01
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------------

@@ -17,13 +17,20 @@ FUNCTIONS = ("sum", "sinsum", "product", "sinproduct")
 SETS = {"mnist": "MNIST", "fashion_mnist": "MNIST", "kmnist": "MNIST", "qmnist": "MNIST",
         "emnist_digits": "EMNIST", "emnist_letters": "EMNIST", "emnist_balanced": "EMNIST"}
 HEADS = {"cnn": ("fc", "spinal6x8", "spinal6x10"), "vgg5": ("fc", "spinal4x128")}
+CIFAR = {"cifar10": {"vgg11": "4x1024", "vgg13": "4x1024", "vgg19": "4x512", "resnet18": "4x20 4x256", "resnet34": "4x256",
+                     "densenet": "8x16 8x64", "cnn": "4x128"},
+         "cifar100": {"vgg11": "4x1024", "vgg13": "4x1024", "vgg16": "4x512", "vgg19": "4x512", "resnet18": "4x128 4x512",
+                      "resnet34": "4x128 4x512", "cnn": "4x256"}}
+TABLE_II = [(name, folder, HEADS) for name, folder in SETS.items()] + [
+    (name, "CIFAR", {network: ("fc", *(f"spinal{size}" for size in sizes.split())) for network, sizes in networks.items()})
+    for name, networks in CIFAR.items()]
 PROTOCOLS = ("published", "corrected")
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 
 def expected_runs(seeds: int) -> dict[str, str]:
-    """Command by log, of every row of Tables I and II (grey images), written down apart from the Makefile's list."""
+    """Command by log, of every row of Tables I and II (image sets), written down apart from the Makefile's list."""
     runs = {}
     for seed in range(seeds):
         for function in FUNCTIONS:
@@ -33,8 +40,8 @@ def expected_runs(seeds: int) -> dict[str, str]:
                     log = f"synthetic_regression/mlp-{label}-{protocol}-{function}{noise and '-broadcast'}-s{seed}.jsonl"
                     runs[log] = (f"Regression/synthetic_regression.py --function {function}{noise and ' --noise broadcast'} "
                                  f"--head {head} --protocol {protocol} --seed {seed} --quiet")
-        for name, folder in SETS.items():
-            for network, labels in HEADS.items():
+        for name, folder, heads in TABLE_II:
+            for network, labels in heads.items():
                 for label in labels:
                     head = re.sub(r"spinal(\d+)x(\d+)", r"spinal --layers \1 --width \2", label)
                     for protocol in PROTOCOLS:
@@ -221,7 +228,7 @@ def test_make_alone_prints_help_with_every_public_target(tree):
     output = make(tree)
     assert output == make(tree, "help")
     wanted = {"demo", "test", "tables", "sync", "check", "status", "clean", "reproduce-all", "reproduce-regression",
-              "reproduce-mnist-family", *(f"reproduce-{name}" for name in SETS)}
+              "reproduce-mnist-family", *(f"reproduce-{name}" for name in (*SETS, *CIFAR))}
     assert wanted <= set(public_targets()) == set(re.findall(r"^  make ([a-z0-9_-]+) ", output, re.MULTILINE))
     assert all(name in output for name in ("RUNS=10", "DATA=data", "LAUNCH=", "DEMO_RUNS=2"))
 
