@@ -396,12 +396,12 @@ def augment(images: Tensor, steps: tuple[str, ...], generator: torch.Generator) 
     """One view of each image (N, C, H, W) uint8, by the functions random_<step> in order. `generator` lives on the CPU."""
     if not steps:
         return images
-    parts = []
-    for part in images.split(2_000 if images.device.type == "cpu" else 20_000):  # bounds memory, and fits a CPU's cache
+    views, size = torch.empty_like(images), 2_000 if images.device.type == "cpu" else 20_000  # fits a CPU's cache
+    for part, view in zip(images.split(size), views.split(size)):
         for step in steps:
             part = globals()[f"random_{step}"](part, generator)
-        parts.append(part)
-    return torch.cat(parts)
+        view.copy_(part)
+    return views
 # <<< shared: augment
 
 
