@@ -23,6 +23,7 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -818,11 +819,12 @@ OTHER_COLUMNS = [
     Column("protocol", "Protocol"), Column("reason", "Why it is not a row of the paper"), Column("epochs", "Epochs"),
     Column("sizes", "Train / held out / test"), Column("fingerprint", "Data"), Column("metric", "Metric"), Column("runs", "n"),
     Column("mean", "Mean"), Column("best", "Best"), Column("std", "Std"),
-    Column("difference_cell", "Spinal − FC [95 %] (pairs)"),
+    Column("difference_cell", "Spinal − FC [95 %] (pairs)"), Column("parameters", "Parameters"),
+    Column("fc_multiplications", "FC mult."),
 ]
 OTHER_CSV = [
     "script", "dataset", "network", "head", "protocol", "reason", "epochs", "train", "heldout", "test", "sha256", "metric", "runs",
-    "mean", "best", "std", "difference", "difference_low", "difference_high", "pairs"]
+    "mean", "best", "std", "difference", "difference_low", "difference_high", "pairs", "parameters", "fc_multiplications"]
 
 
 def other_groups(others: list[tuple[Log, str]]) -> dict[tuple, list[Log]]:
@@ -832,7 +834,12 @@ def other_groups(others: list[tuple[Log, str]]) -> dict[tuple, list[Log]]:
         shared = canonical({key: value for key, value in log.settings.items() if key not in HEAD_KEYS})
         groups[log.script, log.settings["network"], log.settings["protocol"], shared, log.data_key, reason,
                log.settings["head"], log.settings_text].append(log)
-    return {key: sorted(groups[key], key=lambda log: log.seed) for key in sorted(groups)}
+    def reading_order(key: tuple) -> tuple:
+        script, network, protocol, _, data_key, reason, head, _ = key
+        settings = groups[key][0].settings
+        return script, network, protocol, reason, data_key, head, settings["layers"], settings["width"], key
+
+    return {key: sorted(groups[key], key=lambda log: log.seed) for key in sorted(groups, key=reading_order)}
 
 
 def other_row(key: tuple, logs: list[Log], baseline: list[Log]) -> Row:
@@ -852,6 +859,7 @@ def other_row(key: tuple, logs: list[Log], baseline: list[Log]) -> Row:
         "best": number(min(values) if first.regression else max(values), digits),
     }
     fields |= {part: str(first.data[part]) for part in ("train", "heldout", "test")}
+    fields |= {key: f"{first.start[key]:,}" for key in ("parameters", "fc_multiplications")}
     if first.settings["head"] == "spinal":
         fields |= difference_fields("", paired_difference(logs, baseline))
     return fields
@@ -1188,7 +1196,9 @@ def panels_of(cells: Cells, name: str) -> Panels:
                 watched = "published" if key[2] == "published" else "corrected, held-out images"
                 title = (f"{first.settings['dataset']}, {key[1]} ({watched})\n"
                          f"{key[5]}; {first.settings['epochs']} epochs, {first.data['train']} images")
-                panels[title].append(Line(head_label(first.settings), [log.curve for log in logs]))
+                panels[title].append(Line(head_label(first.settings).upper() if key[6] == "fc" else
+                                          f"Spinal {first.settings['layers']} × {first.settings['width']}",
+                                          [log.curve for log in logs]))
         return dict(panels)
     regression = name == "regression_curves"
     variant = "corrected" if regression else "published"
@@ -1266,12 +1276,13 @@ def draw(cells: Cells, name: str, folder: Path) -> None:
             draw_panel(axes, lines, regression)
             if regression:
                 axes.set_yscale("log")
+                axes.yaxis.set_minor_formatter("")
                 axes.axhline(NOISE_VARIANCE, color="#666666", linewidth=0.8, label="noise variance 0.04/12")
-            axes.set_title(title, fontsize=8)
+            axes.set_title("\n".join(textwrap.fill(line, 46) for line in title.split("\n")), fontsize=8 if "\n" not in title else 7)
             axes.set_xlabel("epoch")
             axes.set_ylabel("clean MSE" if regression else "accuracy, %")
             axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.legend(fontsize=6.5, frameon=False, loc="best" if regression else "lower right")
+            axes.legend(fontsize=6.5, frameon=False, loc="lower right" if name == "training_curves" else "best")
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
         figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
         pyplot.close(figure)
