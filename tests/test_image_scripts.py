@@ -282,6 +282,24 @@ def test_two_steps_equal_a_loop_written_by_hand(tmp_path, network, make):
             assert (ours - theirs).abs().mean() < 0.1 * rate or "trunk" in name and "bias" in name, name  # Q34: no gradient
 
 
+def test_evaluation_has_no_dropout_and_counts_every_image(tmp_path):
+    options = arguments(optdigits, tmp_path)
+    data = optdigits.load_data(options, torch.device("cpu"))
+    network = optdigits.build_network("cnn", "fc")
+    loss, accuracy = optdigits.evaluate(network.train(), data.train, data, "fp32")  # 1,437 images: two batches
+    with torch.no_grad():
+        outputs = network.eval()(optdigits.normalise(data.train.images, data))
+    assert loss == pytest.approx(nn.functional.nll_loss(outputs, data.train.labels).item(), rel=1e-5)
+    assert accuracy == pytest.approx(100 * (outputs.argmax(1) == data.train.labels).double().mean().item())
+
+
+def test_dropout_is_drawn_anew_in_each_epoch_and_seed(tmp_path, monkeypatch):
+    seeds, original = [], optdigits.train_epoch
+    monkeypatch.setattr(optdigits, "train_epoch", lambda *parts: seeds.append(torch.initial_seed()) or original(*parts))
+    assert optdigits.main(["--results-dir", str(tmp_path), "--epochs", "2", "--runs", "2", "--limit", "100", "--quiet"]) == 0
+    assert len(set(seeds)) == 4  # two epochs of two seeds; the heads of a seed share theirs
+
+
 def test_last_batch_is_kept_and_every_image_is_seen_once(tmp_path):
     options = arguments(optdigits, tmp_path, "--batch-size", "64")
     data = optdigits.load_data(options, torch.device("cpu"))
