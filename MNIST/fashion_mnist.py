@@ -239,7 +239,7 @@ def load_data(options: argparse.Namespace, device: torch.device) -> Data:
 # <<< shared: data
 
 
-# >>> shared: augmentation (origin MNIST/mnist.py; edit there, then: make sync)
+# >>> shared: rotation (origin MNIST/mnist.py; edit there, then: make sync)
 # Parameters are drawn per image on the CPU, so that every device sees the same ones; the images, (N, C, size, size) uint8, are
 # transformed together where they are. Each step rounds to 8 bits, as in the published pipeline of 8-bit images. Tests compare
 # each with torchvision or Pillow.
@@ -247,24 +247,6 @@ def base_grid(size: int, offset: float, device: torch.device) -> Tensor:
     """(size * size, 3): x, y, 1 of all pixel centres."""
     line = torch.arange(size, device=device, dtype=torch.float32) + offset
     return torch.stack([line.repeat(size), line.repeat_interleave(size), torch.ones(size * size, device=device)], 1)
-
-
-def perspective(images: Tensor, corners: Tensor) -> Tensor:
-    """Moves the image's corners to `corners` (N, 4, 2) (x, y of top left, top right, bottom right, bottom left); bilinear."""
-    count, size = len(images), images.shape[-1]
-    ends = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64) * (size - 1)
-    x, y = corners.double().unbind(-1)
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
-    rows = [torch.stack([x, y, one, zero, zero, zero, -ends[:, 0] * x, -ends[:, 0] * y], -1),
-            torch.stack([zero, zero, zero, x, y, one, -ends[:, 1] * x, -ends[:, 1] * y], -1)]
-    system = torch.stack(rows, 2).reshape(count, 8, 8)
-    solution = torch.linalg.solve(system, ends.reshape(1, 8, 1).expand(count, 8, 1)).float().squeeze(-1)
-    matrix = torch.cat([solution, torch.ones(count, 1)], 1).view(count, 3, 3).to(images.device)
-    points = base_grid(size, 0.5, images.device) @ matrix.transpose(1, 2)
-    grid = (points[..., :2] / (0.5 * size) / points[..., 2:] - 1).view(count, size, size, 2)
-    both = torch.cat([images.float(), torch.ones_like(images[:, :1], dtype=torch.float32)], 1)  # torchvision's fill by a mask
-    both = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (both[:, :-1] * both[:, -1:]).round_().to(torch.uint8)
 
 
 def rotation(images: Tensor, degrees: Tensor) -> Tensor:
@@ -277,6 +259,12 @@ def rotation(images: Tensor, degrees: Tensor) -> Tensor:
     return F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False).to(torch.uint8)
 
 
+def random_rotation10(images: Tensor, generator: torch.Generator) -> Tensor:
+    return rotation(images, torch.rand(len(images), generator=generator) * 20 - 10)
+# <<< shared: rotation
+
+
+# >>> shared: resized_crop (origin MNIST/fashion_mnist.py; edit there, then: make sync)
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     """Cuts `boxes` (N, 4) (top, left, height, width) and enlarges them to the full size, bilinear, across and then down.
 
@@ -296,14 +284,6 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     return torch.einsum("nchw,nvh->ncvw", columns, weights(top, height)).add_(0.5).floor_().to(torch.uint8)
 
 
-def draw_perspective(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Who is transformed (count,) bool with probability 0.5, and corners (count, 4, 2) for distortion scale 0.5."""
-    chosen = torch.rand(count, generator=generator) < 0.5
-    moves = torch.randint(0, int(0.5 * (size // 2)) + 1, (count, 4, 2), generator=generator)
-    far = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]])  # which corners count from the right and the bottom edge
-    return chosen, torch.where(far.bool(), size - 1 - moves, moves)
-
-
 def draw_crop(count: int, size: int, low: float, generator: torch.Generator) -> Tensor:
     """Boxes (count, 4): area fraction uniform in [low, 1], aspect ratio log-uniform in [3/4, 4/3], ten tries, else all."""
     area = size * size * (low + (1 - low) * torch.rand(count, 10, generator=generator))
@@ -317,20 +297,9 @@ def draw_crop(count: int, size: int, low: float, generator: torch.Generator) -> 
     return torch.stack([top, left, height, width], 1)
 
 
-def random_perspective(images: Tensor, generator: torch.Generator) -> Tensor:
-    chosen, corners = draw_perspective(len(images), images.shape[-1], generator)
-    index = chosen.nonzero().squeeze(1)
-    there = index.to(images.device)
-    return images.index_copy(0, there, perspective(images[there], corners[index]))
-
-
-def random_rotation10(images: Tensor, generator: torch.Generator) -> Tensor:
-    return rotation(images, torch.rand(len(images), generator=generator) * 20 - 10)
-
-
 def random_crop95(images: Tensor, generator: torch.Generator) -> Tensor:
     return resized_crop(images, draw_crop(len(images), images.shape[-1], 0.95, generator))
-# <<< shared: augmentation
+# <<< shared: resized_crop
 
 
 # >>> shared: augment (origin MNIST/mnist.py; edit there, then: make sync)

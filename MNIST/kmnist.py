@@ -235,7 +235,7 @@ def load_data(options: argparse.Namespace, device: torch.device) -> Data:
 # <<< shared: data
 
 
-# >>> shared: augmentation (origin MNIST/mnist.py; edit there, then: make sync)
+# >>> shared: rotation (origin MNIST/mnist.py; edit there, then: make sync)
 # Parameters are drawn per image on the CPU, so that every device sees the same ones; the images, (N, C, size, size) uint8, are
 # transformed together where they are. Each step rounds to 8 bits, as in the published pipeline of 8-bit images. Tests compare
 # each with torchvision or Pillow.
@@ -245,6 +245,22 @@ def base_grid(size: int, offset: float, device: torch.device) -> Tensor:
     return torch.stack([line.repeat(size), line.repeat_interleave(size), torch.ones(size * size, device=device)], 1)
 
 
+def rotation(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turns each image counter-clockwise by `degrees` (N,) about its centre; nearest neighbour, black corners."""
+    size = images.shape[-1]
+    angle = torch.deg2rad(degrees.double())
+    matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2).float().to(images.device)
+    grid = base_grid(size, 0.5 - size / 2, images.device)[:, :2] @ (matrix.transpose(1, 2) / (0.5 * size))
+    grid = grid.view(-1, size, size, 2)
+    return F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False).to(torch.uint8)
+
+
+def random_rotation10(images: Tensor, generator: torch.Generator) -> Tensor:
+    return rotation(images, torch.rand(len(images), generator=generator) * 20 - 10)
+# <<< shared: rotation
+
+
+# >>> shared: perspective (origin MNIST/mnist.py; edit there, then: make sync)
 def perspective(images: Tensor, corners: Tensor) -> Tensor:
     """Moves the image's corners to `corners` (N, 4, 2) (x, y of top left, top right, bottom right, bottom left); bilinear."""
     count, size = len(images), images.shape[-1]
@@ -263,35 +279,6 @@ def perspective(images: Tensor, corners: Tensor) -> Tensor:
     return (both[:, :-1] * both[:, -1:]).round_().to(torch.uint8)
 
 
-def rotation(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turns each image counter-clockwise by `degrees` (N,) about its centre; nearest neighbour, black corners."""
-    size = images.shape[-1]
-    angle = torch.deg2rad(degrees.double())
-    matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2).float().to(images.device)
-    grid = base_grid(size, 0.5 - size / 2, images.device)[:, :2] @ (matrix.transpose(1, 2) / (0.5 * size))
-    grid = grid.view(-1, size, size, 2)
-    return F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False).to(torch.uint8)
-
-
-def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cuts `boxes` (N, 4) (top, left, height, width) and enlarges them to the full size, bilinear, across and then down.
-
-    Rounds as Pillow does, with weights of 22 bits; exact in double precision, which Apple's GPUs lack.
-    """
-    size, exact = images.shape[-1], torch.float32 if images.device.type == "mps" else torch.float64
-
-    def weights(start: Tensor, length: Tensor) -> Tensor:
-        """(N, size, size): row i holds the weights of the source pixels of target pixel i."""
-        target = torch.arange(size, device=images.device, dtype=exact)
-        place = ((target + 0.5) * (length.to(exact) / size)[:, None] - 0.5).clamp_(min=0)
-        place = torch.minimum(place, (length - 1)[:, None].to(exact)) + start[:, None]
-        return (1 - (place[:, :, None] - target).abs()).clamp_(min=0).mul_(2**22).add_(0.5).floor_().div_(2**22)
-
-    top, left, height, width = boxes.to(images.device).unbind(1)
-    columns = torch.einsum("nchw,nvw->nchv", images.to(exact), weights(left, width)).add_(0.5).floor_()
-    return torch.einsum("nchw,nvh->ncvw", columns, weights(top, height)).add_(0.5).floor_().to(torch.uint8)
-
-
 def draw_perspective(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Who is transformed (count,) bool with probability 0.5, and corners (count, 4, 2) for distortion scale 0.5."""
     chosen = torch.rand(count, generator=generator) < 0.5
@@ -300,33 +287,12 @@ def draw_perspective(count: int, size: int, generator: torch.Generator) -> tuple
     return chosen, torch.where(far.bool(), size - 1 - moves, moves)
 
 
-def draw_crop(count: int, size: int, low: float, generator: torch.Generator) -> Tensor:
-    """Boxes (count, 4): area fraction uniform in [low, 1], aspect ratio log-uniform in [3/4, 4/3], ten tries, else all."""
-    area = size * size * (low + (1 - low) * torch.rand(count, 10, generator=generator))
-    ratio = torch.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * torch.rand(count, 10, generator=generator))
-    width, height = torch.sqrt(area * ratio).round().long(), torch.sqrt(area / ratio).round().long()
-    fits = (width <= size) & (height <= size)
-    first = fits.int().argmax(1, keepdim=True)
-    width, height = (torch.where(fits.any(1), x.gather(1, first)[:, 0], size) for x in (width, height))
-    place = torch.rand(count, 2, dtype=torch.float64, generator=generator)
-    top, left = ((place[:, i] * (size - x + 1)).long() for i, x in ((0, height), (1, width)))
-    return torch.stack([top, left, height, width], 1)
-
-
 def random_perspective(images: Tensor, generator: torch.Generator) -> Tensor:
     chosen, corners = draw_perspective(len(images), images.shape[-1], generator)
     index = chosen.nonzero().squeeze(1)
     there = index.to(images.device)
     return images.index_copy(0, there, perspective(images[there], corners[index]))
-
-
-def random_rotation10(images: Tensor, generator: torch.Generator) -> Tensor:
-    return rotation(images, torch.rand(len(images), generator=generator) * 20 - 10)
-
-
-def random_crop95(images: Tensor, generator: torch.Generator) -> Tensor:
-    return resized_crop(images, draw_crop(len(images), images.shape[-1], 0.95, generator))
-# <<< shared: augmentation
+# <<< shared: perspective
 
 
 # >>> shared: augment (origin MNIST/mnist.py; edit there, then: make sync)

@@ -29,9 +29,11 @@ from pathlib import Path
 FOLDERS = ("MNIST", "EMNIST", "CIFAR", "Regression", "Transfer_Learning")
 # A script in one of these folders has every block whose origin is the script named here ...
 FAMILIES = {"MNIST": "MNIST/mnist.py", "EMNIST": "MNIST/mnist.py"}
-# ... except these: their data do not come from a class of torchvision that all of them load in the same way.
+# ... except these: their data do not come from a class of torchvision that the others load in the same way, or their
+# augmentation is another one.
 EXCEPTIONS = {name: {"torchvision_source"} for name in (
     "MNIST/qmnist.py", "MNIST/optdigits.py", "EMNIST/emnist_digits.py", "EMNIST/emnist_letters.py", "EMNIST/emnist_balanced.py")}
+EXCEPTIONS["MNIST/fashion_mnist.py"] = {"perspective"}
 
 BEGIN = re.compile(r"# >>> shared: (?P<name>\w+) \(origin (?P<origin>[^\s;()]+);")
 END = re.compile(r"# <<< shared: (?P<name>\w+)\s*$")
