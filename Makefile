@@ -158,9 +158,9 @@ tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs
 DONE = $(wildcard results/logs/*/*.jsonl)
 UNFINISHED = $(filter-out $(DONE),$(patsubst %.part,%,$(wildcard results/logs/*/*.jsonl.part)))
 # GROUP, done, unfinished, all
-status_line = printf '%-24s %7d %11d %9d\n' reproduce-$1 $2 $3 $$(($4 - $2 - $3));
+status_line = printf '%-26s %7d %11d %9d\n' reproduce-$1 $2 $3 $$(($4 - $2 - $3));
 status: ## how many runs are done, unfinished and missing
-	@printf '%-24s %7s %11s %9s\n' 'RUNS=$(RUNS)' done unfinished missing
+	@printf '%-26s %7s %11s %9s\n' 'RUNS=$(RUNS)' done unfinished missing
 	@$(foreach group,$(GROUPS),$(call status_line,$(group),$(words \
 	  $(filter $(DONE),$(LOGS_$(group)))),$(words $(filter $(UNFINISHED),$(LOGS_$(group)))),$(words $(LOGS_$(group)))))
 
