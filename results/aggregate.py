@@ -883,6 +883,35 @@ def baseline_of(logs: list[Log], candidates: list[list[Log]]) -> list[Log]:
     return next((group for group in candidates if group[0].settings.get("fc_dropout") == dropout), [])
 
 
+COST_COLUMNS = [
+    Column("dataset", "Data set"), Column("network", "Network"), Column("head", "Spinal head"), Column("protocol", "Protocol"),
+    Column("fc_parameters", "FC", "Parameters"), Column("parameters", "Spinal", "Parameters"),
+    Column("fc_multiplications", "FC", "FC multiplications"), Column("spinal_multiplications", "Spinal", "FC multiplications"),
+    Column("ratio", "Spinal / FC", "FC multiplications"),
+]
+
+
+def cost_rows(logs: Iterable[Log]) -> list[Row]:
+    """What each Spinal head costs beside the FC head of its network, as the scripts counted it, whatever the run was for."""
+    counts: dict[tuple, dict[tuple, tuple[int, int]]] = defaultdict(dict)
+    for log in logs:
+        settings = log.settings
+        counts[settings["dataset"], settings["network"], settings["protocol"]][
+            settings["head"], settings["layers"], settings["width"]] = (log.start["parameters"], log.start["fc_multiplications"])
+    rows: dict[str, Row] = {}  # both protocols mostly count the same
+    for (dataset, network, protocol), heads in sorted(counts.items(), key=lambda item: (*item[0][:2], item[0][2] != "published")):
+        default = next((cost for head, cost in heads.items() if head[0] == "fc"), None)
+        for (head, layers, width), (parameters, multiplications) in sorted(heads.items()):
+            if head == "spinal" and default and default[1]:
+                row = {"dataset": dataset, "network": NETWORKS.get(network, network), "head": f"{layers} × {width}",
+                       "fc_parameters": f"{default[0]:,}", "parameters": f"{parameters:,}",
+                       "fc_multiplications": f"{default[1]:,}", "spinal_multiplications": f"{multiplications:,}",
+                       "ratio": number(multiplications / default[1], 2 if multiplications < 10 * default[1] else 0)}
+                same = rows.setdefault(canonical(row), row | {"protocol": ""})
+                same["protocol"] += f"{', ' * bool(same['protocol'])}{protocol}"
+    return list(rows.values())
+
+
 # ---- Formats ----
 
 def markdown_text(text: str) -> str:
@@ -1139,6 +1168,8 @@ def report(paper: list[PaperRow], cells: Cells, findings: list[Finding], tables:
         f"{missing} of {len(tables['table2'])} rows have no run yet; [tables/table2.md](tables/table2.md) shows them too.\n",
         second_table(tables["table2"]), "## Table I: regression\n", NOISE_PASSAGE,
         first_table(tables["table1"]),
+        "## Cost of the heads\n", "Counted by the scripts for one sample; every network of which both heads were run, if only "
+        "for a moment.\n", markdown(COST_COLUMNS, tables["cost"]),
         "## Table III: transferred initialisation\n", "See [tables/table3.md](tables/table3.md).\n",
         "## Other runs\n", f"{len(tables['other_runs'])} groups of runs that no row of the paper can be compared with: "
         "[tables/other_runs.md](tables/other_runs.md).\n",
@@ -1155,7 +1186,8 @@ def render(paper: list[PaperRow], cells: Cells, findings: list[Finding]) -> dict
     for row in second:
         row["dataset"] += " (arXiv v2 only)" if row["table"] != "II" else ""
     tables = {"table1": regression_rows(paper, cells), "table2": second, "table3": accuracy_rows(paper, cells, "III"),
-              "table1_learnt": regression_rows(paper, cells), "table2_pairs": [row for row in second if "difference_cell" in row], "other_runs": other_rows(cells.others)}
+              "table1_learnt": regression_rows(paper, cells), "table2_pairs": [row for row in second if "difference_cell" in row], "other_runs": other_rows(cells.others),
+              "cost": cost_rows([*(log for logs in cells.runs.values() for log in logs), *(log for log, _ in cells.others)])}
     forms = {"table1": (REGRESSION_COLUMNS, REGRESSION_CSV, NOISE_PASSAGE), "table2": (ACCURACY_COLUMNS, ACCURACY_CSV, RULES),
              "table1_learnt": (LEARNT_COLUMNS, None, LEARNT_PREFACE), "table2_pairs": (PAIR_COLUMNS, None, PAIRS_PREFACE),
              "table3": (ACCURACY_COLUMNS, ACCURACY_CSV, RULES),

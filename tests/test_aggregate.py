@@ -243,6 +243,17 @@ def test_runs_without_dropout_in_either_head_have_a_column_of_their_own(results)
     assert {row["reason"] for row in table(results, "other_runs")} == {"departs in fc_dropout"}
 
 
+def test_cost_counts_each_spinal_head_against_the_fc_head_of_its_network(results):
+    put(results, image_log())
+    for width, count in ((8, 8480), (10, 33000)):
+        lines = image_log(head="spinal", layers=6, width=width)
+        lines[0]["fc_multiplications"] = count
+        put(results, lines)
+    assert run(results) == 0
+    text = (results / "README.md").read_text(encoding="utf-8")
+    assert "| MNIST | CNN | 6 × 8 | published | 21,840 | 21,840 | 16,500 | 8,480 | 0.51 |" in text and "| 33,000 | 2.00 |" in text
+
+
 def test_front_page_gets_the_tables_between_its_fences(results):
     page = results.parent / "README.md"
     page.write_text(f"before\n{aggregate.FENCE[0]}old\n{aggregate.FENCE[1]}\nafter\n", encoding="utf-8")
