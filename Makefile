@@ -170,7 +170,7 @@ clean: ## remove caches: __pycache__, .pytest_cache, .hypothesis
 	@find . \( -path ./.venv -o -path ./.git -o -path './$(DATA)' \) -prune -o -type d \
 	  \( -name __pycache__ -o -name .pytest_cache -o -name .hypothesis \) -prune -print -exec rm -rf {} +
 clean-unfinished: ## remove unfinished runs, which then start anew: checkpoints and .part logs
-	@find results -type f \( -name '*.part' -o -path 'results/checkpoints/*' \) -print -exec rm -f {} +
+	@find results -type f \( -name '*.part' -o -name '*.pid' -o -path 'results/checkpoints/*' \) -print -exec rm -f {} +
 
 .venv/.installed: requirements.txt
 	@$(PYTHON3) -c 'import sys; sys.exit("error: set PYTHON3= to a python 3.11 or later" * (sys.version_info < (3, 11)) or 0)'

@@ -33,6 +33,7 @@ FAMILIES = {"MNIST": "MNIST/mnist.py", "EMNIST": "MNIST/mnist.py"}
 # augmentation is another one.
 EXCEPTIONS = {name: {"torchvision_source"} for name in (
     "MNIST/qmnist.py", "MNIST/optdigits.py", "EMNIST/emnist_digits.py", "EMNIST/emnist_letters.py", "EMNIST/emnist_balanced.py")}
+EXCEPTIONS["MNIST/optdigits.py"] |= {"download"}
 EXCEPTIONS["MNIST/fashion_mnist.py"] = {"perspective"}
 
 BEGIN = re.compile(r"# >>> shared: (?P<name>\w+) \(origin (?P<origin>[^\s;()]+);")
