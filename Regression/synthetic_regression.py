@@ -332,8 +332,8 @@ class RunLog:
 
     def finish(self, record: dict) -> None:
         self.write(record)
-        os.replace(self.part, self.path)
         self.owner.unlink(missing_ok=True)
+        os.replace(self.part, self.path)
         self.file.close()
 
 
