@@ -127,9 +127,13 @@ demo: demo-optdigits demo-published demo-corrected | $(PYTHON_READY)
 	@echo '  handwritten digits    demo/tables/other_runs.md'
 	@echo '  figures               demo/figures/'
 
-.PHONY: test check sync tables status
+.PHONY: test check sync tables status kill-test fuzz
 test: | $(PYTHON_READY) ## all tests
 	$(PYTHON) -m pytest -q tests
+kill-test: | $(PYTHON_READY) ## kill short runs of every family again and again: are their logs the same? a quarter of an hour
+	$(PYTHON) tools/kill_test.py --report results/robustness.md
+fuzz: | $(PYTHON_READY) ## 10,000 command lines and damaged logs
+	FUZZ_CASES=10000 $(PYTHON) -m pytest -q tests/test_fuzz.py
 check: ## is the text that the scripts share the same in all of them?
 	$(PYTHON3) tools/sync.py --check
 sync: ## copy shared text from its origin into all other scripts

@@ -16,6 +16,7 @@ import argparse
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import mmap
 import multiprocessing
@@ -364,8 +365,8 @@ def report(trials: list[Trial], command: str, seconds: float) -> str:
         "Random kills (SIGKILL) hit these moments: " + ", ".join(f"{phase} {hit[phase]}" for phase in PHASES) + ".",
         "Exact points, each in a process of its own: " + "; ".join(POINTS) + ".",
         "SIGTERM and Ctrl-C: seconds from the signal to the end of the process, exit status 143 and 130 each time. Every run "
-        "that was stopped was started again until it ended; its logs, times aside, were compared with those of an uninterrupted "
-        "run.", ""])
+        "that was stopped was started again until it ended; its logs, times aside, were compared with those of an "
+        "uninterrupted run.", ""])
 
 
 def main(argv: list[str] | None = None) -> int:
