@@ -463,7 +463,7 @@ def test_a_diverging_run_is_logged_as_such(tmp_path):
 
 
 # ---- Interruption ----------------------------------------------------------------------------------------------------------
-COMMAND = [sys.executable, str(ROOT / "MNIST/optdigits.py"), "--epochs", "8", "--head", "both", "--protocol", "corrected"]
+COMMAND = [sys.executable, str(ROOT / "MNIST/optdigits.py"), "--epochs", "16", "--head", "both", "--protocol", "corrected"]
 
 
 @pytest.fixture(scope="module")
