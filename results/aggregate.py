@@ -2,7 +2,7 @@
 
     python results/aggregate.py [--results-dir results] [--paper results/paper.csv] [--check]
 
-Reads `logs/**/*.jsonl` of the results folder and `paper.csv`, nothing else. Writes `tables/`, `figures/` and `README.md` there,
+Reads `logs/**/*.jsonl` of the results folder, and `paper.csv`, `costs.csv` and `quirks.csv` of one folder, nothing else. Writes `tables/`, `figures/` and `README.md` there,
 and the part of the README.md beside that folder that is fenced for it. It is a pure function of what it reads: the same logs
 give the same bytes, on the same matplotlib also the figures. Its parts are in report/.
 A log that breaks `SCHEMA.md`, repeats another or is unfinished is named on stderr and in the report and left out; it never
@@ -20,10 +20,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from report.audit import read_quirks
 from report.cells import sort_into_cells
+from report.costs import read_costs
 from report.facts import UserError
 from report.figures import write_figures
 from report.logs import read_logs
+from report.overview import write_overview
 from report.pages import render
 from report.paper import read_paper
 
@@ -61,7 +64,8 @@ def aggregate(folder: Path, paper_csv: Path, check: bool) -> int:
     findings = sorted(findings + cells.findings, key=lambda finding: finding.path)
     for finding in findings:
         print(encoded(f"{folder.as_posix()}/{finding}").decode(), file=sys.stderr)
-    texts = render(paper, cells, findings)
+    costs, quirks = read_costs(paper_csv.parent / "costs.csv"), read_quirks(paper_csv.parent / "quirks.csv")
+    texts = render(paper, cells, findings, costs, quirks)
     if page := front_page(folder / "../README.md", texts.pop("front page")):
         texts["../README.md"] = page
     if check:
@@ -74,6 +78,7 @@ def aggregate(folder: Path, paper_csv: Path, check: bool) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encoded(text))
     write_figures(cells, folder / "figures")
+    write_overview(cells, paper, folder / "figures")
     print(f"{len(logs) - len(cells.findings)} runs counted, {len(findings)} logs left out; see {folder / 'README.md'}")
     return 0
 

@@ -95,6 +95,7 @@ def results(tmp_path):
 def no_figures(monkeypatch):
     """Drawing takes seconds; the test that wants figures runs the program in a process of its own."""
     monkeypatch.setattr(aggregate, "write_figures", lambda cells, folder: None)
+    monkeypatch.setattr(aggregate, "write_overview", lambda cells, paper, folder: None)
 
 
 def run(results, *options):
