@@ -1,6 +1,6 @@
 """Make the tables, the figures and the report of this collection from the logs of the runs.
 
-    python results/aggregate.py [--results-dir results] [--paper results/paper.csv] [--check]
+    python results/aggregate.py [--results-dir results] [--paper results/paper.csv] [--check | --verify LOG]
 
 Reads `logs/**/*.jsonl` of the results folder, and `paper.csv`, `costs.csv` and `quirks.csv` of one folder, nothing else. Writes `tables/`, `figures/` and `README.md` there,
 and the part of the README.md beside that folder that is fenced for it. It is a pure function of what it reads: the same logs
@@ -29,6 +29,7 @@ from report.logs import read_logs
 from report.overview import write_overview
 from report.pages import render
 from report.paper import read_paper
+from report.verify import verify
 
 
 def encoded(text: str) -> bytes:
@@ -90,8 +91,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--paper", type=Path, default=Path(__file__).resolve().parent / "paper.csv",
                         help="the paper's numbers (default: beside this program)")
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if tables or report are out of date")
+    parser.add_argument("--verify", type=Path, metavar="LOG", help="run this log's run again on the CPU and compare line by line: "
+                        "status 0 the same (or another processor), 1 not the same")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="data sets for --verify (default: data)")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.verify:
+            return verify(arguments.verify, arguments.data_dir)
         return aggregate(arguments.results_dir, arguments.paper, arguments.check)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

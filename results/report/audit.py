@@ -150,9 +150,9 @@ def reduction_rows(paper: list[PaperRow], tolerance: float = 0.15) -> list[Row]:
         best = [item.metric("accuracy_best_pct", "accuracy_pct") if item else "" for item in (row, default)]
         if not all(best) or (value := error_reduction(*map(float, best))) is None:
             continue
-        # what two rounded accuracies allow
-        slack = tolerance + 100 * 0.01 / max(100 - float(best[1]), 0.01)
-        if abs(value - float(printed)) > slack:
+        ours, base = map(float, best)  # rounded to two decimals, so the true ones lie within 0.005 of them
+        lowest, highest = error_reduction(ours - 0.005, base + 0.005), error_reduction(ours + 0.005, base - 0.005)
+        if lowest is None or not lowest - tolerance <= float(printed) <= highest + tolerance:
             rows.append({"dataset": row.dataset + (" (v2)" if "v2" in row.table else ""),
                          "network": NETWORKS.get(row.network, row.network), "head": f"Spinal {row.layers} × {row.width}",
                          "printed": printed, "recomputed": number(value, 1)})
