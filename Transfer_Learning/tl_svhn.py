@@ -586,9 +586,13 @@ def share_batches(order: list[int], options: argparse.Namespace, team: Team, ran
     return passes
 
 
-def normalise(images: Tensor, norm: tuple) -> Tensor:
+def moments(norm: tuple, device: torch.device) -> list[Tensor]:
+    """Mean and deviation of each channel on the device, (3, 1, 1)."""
+    return [torch.tensor(values, device=device).view(-1, 1, 1) for values in norm]
+
+
+def normalise(images: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """ToTensor and Norm: (N, H, W, 3) uint8 to standardised float (N, 3, H, W), channels last in memory."""
-    shift, scale = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in norm)
     return images.permute(0, 3, 1, 2).float().div_(255).sub_(shift).div_(scale)
 
 
@@ -600,14 +604,14 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, 
                 options: argparse.Namespace, team: Team, tick: callable) -> float:
     """One epoch in the given order. Returns the mean loss of all processes; reads the device only at the end."""
     model.train()
-    total = torch.zeros((), device=team.device)
+    total, norm = torch.zeros((), device=team.device), moments(data.norm, team.device)
     batches = [[(*items, index) for index in indices] for indices, _, _ in passes]
     optimizer.zero_grad(set_to_none=True)
     loader = load_batches(data.train, batches, options.workers, team.device)
     for (images, labels), (_, count, step) in zip(loader, passes):
         with contextlib.nullcontext() if step or team.size == 1 else model.no_sync():
             with autocast(team.device, options.precision):
-                outputs = model(normalise(images, data.norm))
+                outputs = model(normalise(images, *norm))
             loss = F.cross_entropy(outputs.float(), labels, reduction="sum")
             (loss * (team.size / count)).backward()  # DistributedDataParallel divides by the number of processes
         total += loss.detach()
@@ -629,10 +633,11 @@ def evaluate(network: nn.Module, part: Part, data: Data, options: argparse.Names
     mine = [(0, 0, index) for index in range(team.rank, len(part), team.size)]
     size = 2 * max(1, options.batch_size // options.accumulate // team.size)
     totals = torch.zeros(2, device=team.device, dtype=torch.float64 if team.device.type != "mps" else torch.float32)
+    norm = moments(data.norm, team.device)
     batches = [mine[k : k + size] for k in range(0, len(mine), size)]
     for images, labels in load_batches(part, batches, options.workers, team.device):
         with autocast(team.device, options.precision):
-            outputs = network(normalise(images, data.norm))
+            outputs = network(normalise(images, *norm))
         totals[0] += F.cross_entropy(outputs.float(), labels, reduction="sum")
         totals[1] += (outputs.argmax(1) == labels).sum()
     loss, correct = (team.add(totals) / len(part)).tolist()
@@ -790,9 +795,12 @@ class Run:
         try:
             with torch.device("meta"):  # a twin without numbers, to count
                 twin = build_network(options.network, head, pretrained=False, **build)
+            self.start = self.describe(twin)
         except ValueError as error:
             raise UserError(str(error)) from None
-        self.start = self.describe(twin)
+        except RuntimeError as error:
+            raise UserError(f"images of {options.image_size or IMAGE_SIZE} pixels are too small for {options.network}: choose a "
+                            "larger --image-size") from error
         self.name = self.start["run"]
         self.log = RunLog(options.results_dir / "logs" / SCRIPT, self.name)
         self.checkpoint = Checkpoint(options.results_dir / "checkpoints" / SCRIPT / f"{self.name}.pt")
@@ -1103,6 +1111,7 @@ def work(argv: list[str] | None) -> None:
     team = Team(options)
     options.precision = options.precision or ("bf16" if team.device.type == "cuda" else "fp32")
     options.quiet |= team.rank > 0
+    torch.backends.cudnn.benchmark = team.device.type == "cuda"  # every step has the same shapes
     if options.batch_size // options.accumulate < team.size:
         raise UserError(f"a batch of {options.batch_size} cannot be cut into {options.accumulate} passes for {team.size} "
                         "processes: choose a smaller --accumulate or fewer processes")
@@ -1143,7 +1152,7 @@ def main(argv: list[str] | None = None) -> int:
             if "DataLoader worker" in reason:
                 raise UserError(f"a process that decodes images died ({reason[:200]}): choose fewer --workers, or 0, or give "
                                 "the container more shared memory") from error
-            if isinstance(error, distributed.DistError) or "gloo" in reason:
+            if isinstance(error, getattr(distributed, "DistError", ())) or "gloo" in reason:
                 raise UserError("another process of this run stopped: see its message") from error
             raise
         finally:
