@@ -789,8 +789,8 @@ class Run:
         except ValueError as error:
             raise UserError(str(error)) from None
         except RuntimeError as error:
-            raise UserError(f"images of {options.image_size or IMAGE_SIZE} pixels are too small for {options.network}: choose a "
-                            "larger --image-size") from error
+            raise UserError(f"images of {options.image_size or IMAGE_SIZE} pixels are too small for {options.network}: choose "
+                            "a larger --image-size") from error
         self.name = self.start["run"]
         self.log = RunLog(options.results_dir / "logs" / SCRIPT, self.name)
         self.checkpoint = Checkpoint(options.results_dir / "checkpoints" / SCRIPT / f"{self.name}.pt")

@@ -204,7 +204,8 @@ def written(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def other_content_is_read(monkeypatch):
+def other_content_is_read_and_nothing_waits_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     for module in SCRIPTS.values():
         if hasattr(module, "SOURCE"):
             monkeypatch.setattr(module, "SOURCE", without_checksums(module.SOURCE))
@@ -546,7 +547,8 @@ def test_normalisation_is_totensor_and_normalize():
     module = SCRIPTS["tl_cifar10"]
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     expected = transforms.Normalize(*module.NORM)(transforms.ToTensor()(Image.fromarray(image)))
-    assert torch.allclose(module.normalise(torch.from_numpy(image)[None], *module.moments(module.NORM, "cpu"))[0], expected, atol=1e-6)
+    ours = module.normalise(torch.from_numpy(image)[None], *module.moments(module.NORM, "cpu"))[0]
+    assert torch.allclose(ours, expected, atol=1e-6)
 
 
 # ---- Stages and selection --------------------------------------------------------------------------------------------------
