@@ -154,6 +154,10 @@ reproduce-arch2: $(LOGS_arch2) ## not in the paper's tables: arch2 of the releas
 
 tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs
 	$(PYTHON) results/aggregate.py
+	$(PYTHON) tools/precision.py
+.PHONY: bench
+bench: | $(LAUNCH_READY) ## measure our speed against the published loop's on this machine (wants it idle; downloads MNIST)
+	$(LAUNCH) tools/bench.py --data-dir $(DATA)
 
 DONE = $(wildcard results/logs/*/*.jsonl)
 UNFINISHED = $(filter-out $(DONE),$(patsubst %.part,%,$(wildcard results/logs/*/*.jsonl.part)))
