@@ -267,10 +267,14 @@ class Decoder(Dataset):
 
 
 def free_memory() -> float:
-    """Bytes that may be taken without swapping, if the system tells."""
+    """Bytes that may be taken without swapping, as far as the system tells: of the machine and of the container."""
+    free = math.inf
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return 1024 * float(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
-    return math.inf
+        free = 1024 * float(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
 
 
 def fingerprint(parts: list[Part]) -> str:
@@ -566,7 +570,8 @@ def load_batches(part: Part, batches: list, workers: int, device: torch.device) 
     """Images (N, H, W, 3) uint8 and labels (N,) of each batch, on the device, made by worker processes that live on."""
     if part.loader is None:
         part.loader = DataLoader(part, batch_sampler=Plan(), num_workers=workers, persistent_workers=workers > 0,
-                                 pin_memory=device.type == "cuda", multiprocessing_context="fork" if workers else None)
+                                 pin_memory=device.type == "cuda", multiprocessing_context="fork" if workers else None,
+                                 generator=torch.Generator())  # its own: it must not draw from the dropout's
     part.loader.batch_sampler.batches = batches
     for images, labels in part.loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -795,12 +800,14 @@ class Run:
         try:
             with torch.device("meta"):  # a twin without numbers, to count
                 twin = build_network(options.network, head, pretrained=False, **build)
-            self.start = self.describe(twin)
+                size = options.image_size or IMAGE_SIZE
+                multiplications = count_fc_multiplications(twin, torch.zeros(1, 3, size, size))
         except ValueError as error:
             raise UserError(str(error)) from None
         except RuntimeError as error:
-            raise UserError(f"images of {options.image_size or IMAGE_SIZE} pixels are too small for {options.network}: choose "
-                            "a larger --image-size") from error
+            raise UserError(f"images of {size} pixels are too small for {options.network}: choose a larger "
+                            "--image-size") from error
+        self.start = self.describe(twin, multiplications)
         self.name = self.start["run"]
         self.log = RunLog(options.results_dir / "logs" / SCRIPT, self.name)
         self.checkpoint = Checkpoint(options.results_dir / "checkpoints" / SCRIPT / f"{self.name}.pt")
@@ -827,7 +834,7 @@ class Run:
         learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(learning, lr=rate, momentum=0.9)
 
-    def describe(self, twin: nn.Module) -> dict:
+    def describe(self, twin: nn.Module, multiplications: int) -> dict:
         """The first line of the log: everything that decides the numbers, and where they come from."""
         options, recipe, team, (name, head, layers, width) = self.options, RECIPES[self.options.network], self.team, self.row
         normed = [part for part in twin.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
@@ -850,21 +857,19 @@ class Run:
         parts = [name, self.label, options.protocol, *changed.values()]
         if not self.data.facts["official"]:
             parts.append("data" + self.data.facts["sha256"][:8])
-        size = options.image_size or IMAGE_SIZE
         settings = {
             "dataset": DATASET, "network": name, "head": head, "layers": layers, "width": width, "protocol": options.protocol,
             "epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": self.stages[0][0],
             "optimizer": "SGD momentum 0.9", "rate_rule": "x0.1 every 7 epochs of a stage",
             "stages": [list(stage) for stage in self.stages], "selection": self.selection, "precision": options.precision,
             "weights": options.weights, "freeze": options.freeze, "flavour": self.flavour, "head_ignored": ignored,
-            "image_size": size, "augmentation": [" ".join(map(str, step)) for step in TRAIN_VIEW],
+            "image_size": options.image_size or IMAGE_SIZE, "augmentation": [" ".join(map(str, step)) for step in TRAIN_VIEW],
             "evaluation": [" ".join(map(str, step)) for step in TEST_VIEW], "mean": self.data.norm[0], "std": self.data.norm[1],
             "batch_norm_images": self.normed_images, "limit": options.limit}
-        sample = torch.zeros(1, 3, size, size, device="meta")
         return {"event": "start", "schema": 1, "script": SCRIPT, "run": "-".join(parts) + f"-s{self.seed}", "seed": self.seed,
                 "settings": settings, "departures": sorted(changed),
                 "parameters": sum(parameter.numel() for parameter in twin.parameters()),
-                "fc_multiplications": count_fc_multiplications(twin, sample), "data": self.data.facts,
+                "fc_multiplications": multiplications, "data": self.data.facts,
                 "provenance": provenance(team.device) | {"processes": team.size}}
 
     def train(self) -> None:
