@@ -539,6 +539,8 @@ def test_decoded_images_are_those_of_torchvisions_pipeline(tmp_path, monkeypatch
         part.view = module.build_view(module.TEST_VIEW, None)
         part.decode_all(0, True)
         assert (part.buffer is not None) == kept
+        if kept and script == "tl_bird225":  # resized to 224 x 224, unless that were larger
+            assert len(part.buffer) == 2 * 3 * min(size[0] * size[1], 224 * 224)
         reference = torchvision.datasets.ImageFolder(tmp_path, part.view)
         for index in range(2):
             assert np.array_equal(part[0, 0, index][0].numpy(), np.asarray(reference[index][0]))
