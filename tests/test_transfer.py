@@ -419,13 +419,13 @@ sys.path[:0] = [{tests!r}]
 import torch, test_transfer
 module = test_transfer.SCRIPTS["tl_cifar10"]
 module.SOURCE = test_transfer.without_checksums(module.SOURCE)
-module.load_backbone = lambda network, weights: test_transfer.Tiny("fc")
+module.load_backbone = lambda network, weights: test_transfer.Tiny("fc", normed=network == "resnext50_32x4d")
 end = module.Run.end
 def saving_end(self):
-    torch.save(self.network.state_dict(), {weights!r} + str(self.team.rank))
+    torch.save(self.network.state_dict(), {weights!r} + self.row[0] + str(self.team.rank))
     end(self)
 module.Run.end = saving_end
-sys.exit(module.main(sys.argv[1:]))
+sys.exit(module.main(sys.argv[1:]) or module.main(sys.argv[1:] + ["--network", "resnext50_32x4d"]))
 """
 
 
@@ -452,16 +452,22 @@ def test_two_processes_take_the_steps_of_one(written, tmp_path, tiny, monkeypatc
     done = torchrun(tmp_path, ["--data-dir", str(folder), "--results-dir", str(tmp_path / "two"), *flags(*more)])
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("CIFAR-10 resnet18") == 1, "the first process speaks"
-    log, = (tmp_path / "two" / "logs" / "tl_cifar10").iterdir()
-    two = [json.loads(line) for line in log.read_text().splitlines()]
+    written_logs = (tmp_path / "two" / "logs" / "tl_cifar10").iterdir()
+    logs = {log.name.split("-")[0]: log.read_text().splitlines() for log in written_logs}
+    two = [json.loads(line) for line in logs["resnet18"]]
     assert two[0]["provenance"]["processes"] == 2 and two[0]["settings"] == one[0]["settings"]
     for ours, theirs in zip(two[1:-1], one[1:-1]):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
         assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-4)
         assert ours["test_accuracy_pct"] == theirs["test_accuracy_pct"]
     for rank in range(2):
-        weights = torch.load(f"{tmp_path / 'weights'}{rank}")
+        weights = torch.load(f"{tmp_path / 'weights'}resnet18{rank}")
         assert all(torch.allclose(weights[name], value, rtol=1e-4, atol=1e-6) for name, value in single.items())
+    # With batch norm each process sees its own part: it is logged, and after an epoch all have the same statistics.
+    normed = json.loads(logs["resnext50_32x4d"][0])
+    assert normed["settings"]["batch_norm_images"] == 3 and "batch_norm" in normed["departures"]
+    first, second = (torch.load(f"{tmp_path / 'weights'}resnext50_32x4d{rank}") for rank in range(2))
+    assert "features.1.running_mean" in first and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="needs gloo")
