@@ -748,3 +748,17 @@ def test_a_changed_file_changes_the_fingerprint(tmp_path):
         change()
         seen.add(module.fingerprint(list(module.read_parts(options_of("tl_hymenoptera", tmp_path)).values())))
     assert len(seen) == 3
+
+
+def test_fetch_only_checks_the_data_and_trains_nothing(written, tmp_path, capsys):
+    arguments = ["--data-dir", str(written("tl_hymenoptera")), "--results-dir", str(tmp_path / "results"), "--workers", "0"]
+    assert SCRIPTS["tl_hymenoptera"].main([*arguments, "--fetch-only"]) == 0
+    output = capsys.readouterr().out
+    assert "18 images decoded: " in output and "not the official Hymenoptera (18 train images, 18 test images)" in output
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_that_cannot_be_written_are_one_sentence(written, tmp_path, tiny, capsys):
+    (tmp_path / "file").write_text("")
+    message = fails(capsys, "tl_cifar10", "--data-dir", written("tl_cifar10"), "--results-dir", tmp_path / "file", *flags())
+    assert str(tmp_path / "file") in message
