@@ -28,7 +28,8 @@ from pathlib import Path
 
 FOLDERS = ("MNIST", "EMNIST", "CIFAR", "Regression", "Transfer_Learning")
 # A script in one of these folders has every block whose origin is the script named here ...
-FAMILIES = {"MNIST": "MNIST/mnist.py", "EMNIST": "MNIST/mnist.py", "CIFAR": "MNIST/mnist.py"}
+FAMILIES = {"MNIST": "MNIST/mnist.py", "EMNIST": "MNIST/mnist.py", "CIFAR": "MNIST/mnist.py",
+            "Transfer_Learning": "Transfer_Learning/tl_cifar10.py"}
 # ... except these: their data do not come from a class of torchvision that the others load in the same way, or their
 # augmentation is another one.
 EXCEPTIONS = {name: {"torchvision_source"} for name in (
