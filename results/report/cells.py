@@ -27,7 +27,7 @@ class Cells:
 def variant_of(log: Log) -> str:
     """The protocol; Table I tells the two shapes of the noise apart, Table II corrected runs without FC dropout."""
     if log.regression:
-        return log.settings["protocol"] + ("-broadcast" if log.settings["noise"] == "broadcast" else "")
+        return log.settings["protocol"] + ("-broadcast" if log.settings.get("noise") == "broadcast" else "")
     return log.settings["protocol"] + ("-nodropout" if without_dropout(log) else "")
 
 

@@ -15,7 +15,7 @@ SCRIPT_ORDER = ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist_digits", "
                 "cifar100")  # of panels
 FOLDERS = {"emnist": "EMNIST", "cifar10": "CIFAR", "cifar100": "CIFAR", "synthetic": "Regression", "tl": "Transfer_Learning"}
 PAPER_COLUMNS = {"table", "dataset", "script", "network", "head", "layers", "width", "function", "metric", "value", "epochs"}
-HEAD_KEYS = {"head", "layers", "width", "fc_dropout"}  # settings that belong to a head: published heads differ in dropout
+HEAD_KEYS = {"head", "layers", "width", "fc_dropout", "flavour"}  # settings that belong to a head: published heads differ in dropout
 
 
 class UserError(Exception):

@@ -63,6 +63,8 @@ ALLOWED = {"head": ("fc", "spinal"), "protocol": ("published", "corrected"),
 EPOCH = {"learning_rate": NUMBER, "train_loss": NULLABLE, "seconds": NUMBER}
 REGRESSION_EPOCH = EPOCH | {"last_batch_mse": NULLABLE, "train_mse": NULLABLE, "clean_mse": NULLABLE}
 END = {"outcome": TEXT, "epochs": COUNT, "seconds": NUMBER, "peak_memory_bytes": NULLABLE}
+TABULAR_EPOCH = EPOCH | {"heldout_mse": NULLABLE}
+TABULAR_END = END | {"best_epoch": COUNT, "heldout_mse": NULLABLE, "test_mse": NULLABLE, "test_r2": NULLABLE}
 REGRESSION_END = END | {"min_last_batch_mse_100": NULLABLE, "min_last_batch_mse_200": NULLABLE, "train_mse": NULLABLE,
                         "clean_mse": NULLABLE, "noise_variance": NUMBER}
 
@@ -114,7 +116,9 @@ class Log:
     @property
     def score(self) -> float:
         """The number that tables report; a regression that diverged counts as infinite, not as absent."""
-        return self.value("clean_mse") if self.regression else self.end["selected_test_accuracy_pct"]
+        if self.regression:
+            return self.value("test_mse" if is_tabular(self.settings) else "clean_mse")
+        return self.end["selected_test_accuracy_pct"]
 
     def value(self, key: str) -> float:
         """A number of the end line, infinite where it is null."""
@@ -124,7 +128,7 @@ class Log:
     @property
     def data_key(self) -> str:
         """What must be equal for an average. Synthetic data are drawn from the seed, so seeds differ by design."""
-        return "" if self.regression else self.data["sha256"]
+        return "" if self.regression and not is_tabular(self.settings) else self.data["sha256"]
 
 
 def canonical(value: Any) -> str:
@@ -133,8 +137,13 @@ def canonical(value: Any) -> str:
 
 
 def is_regression(settings: dict[str, Any]) -> bool:
-    """Only regressions report a minimum, and only they use synthetic data."""
-    return settings["selection"] == "minimum" or settings["dataset"] == "synthetic"
+    """Whether a run is measured by an error, not by an accuracy: only regressions report a minimum or use synthetic data."""
+    return settings["selection"] == "minimum" or settings["dataset"] == "synthetic" or is_tabular(settings)
+
+
+def is_tabular(settings: dict[str, Any]) -> bool:
+    """A run on a table of somebody's own (Regression/tabular.py)."""
+    return settings.get("task") == "tabular"
 
 
 def check_keys(line: int, record: dict[str, Any], kinds: dict[str, Kind], where: str = "") -> None:
@@ -198,7 +207,9 @@ def head_label(settings: dict[str, Any]) -> str:
 
 def check_end(line: int, end: dict[str, Any], start: dict[str, Any], split: str, epochs: int) -> None:
     """The last line, and that it agrees with the number of epoch lines."""
-    check_keys(line, end, REGRESSION_END if is_regression(start["settings"]) else end_keys(split))
+    settings = start["settings"]
+    kinds = REGRESSION_END if is_regression(settings) else end_keys(split)
+    check_keys(line, end, TABULAR_END if is_tabular(settings) else kinds)
     if end["outcome"] not in ("finished", "diverged"):
         raise BadLog(line, "outcome is neither finished nor diverged")
     if end["outcome"] == "diverged":
@@ -214,6 +225,11 @@ def check_outcome(line: int, end: dict[str, Any], settings: dict[str, Any], spli
     def same(left: float | None, right: float | None) -> bool:
         return left == right or None not in (left, right) and math.isclose(left, right, rel_tol=2e-5)
 
+    if is_tabular(settings):
+        known = [value for value in values if value is not None]
+        if known and not same(end["heldout_mse"], min(known)):
+            raise BadLog(line, f"heldout_mse is {end['heldout_mse']}, the epoch lines say {min(known)}")
+        return
     if is_regression(settings):
         for limit in (100, 200):
             known = [value for value in values[:limit] if value is not None]
@@ -245,9 +261,11 @@ def read_log(path: Path, label: str, script: str) -> Log:
     check_start(start, script, path.name.removesuffix(".jsonl"))
     settings = start["settings"]
     regression = is_regression(settings)
-    split = "test" if settings["protocol"] == "published" else "heldout"
-    kinds = REGRESSION_EPOCH if regression else epoch_keys(split)
+    split = "heldout" if settings["selection"] == "heldout" else "test"
+    kinds = TABULAR_EPOCH if is_tabular(settings) else REGRESSION_EPOCH if regression else epoch_keys(split)
     shown, tracked = ("clean_mse", "last_batch_mse") if regression else (f"{split}_accuracy_pct",) * 2
+    if is_tabular(settings):
+        shown = tracked = "heldout_mse"
     curve, values = [], []
     for number, text in enumerate(lines[1:], 2):
         record = parse_line(number, text, number == len(lines))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from report.cells import Cells, head_name, variant_of
 from report.facts import FEWEST_RUNS, FEWEST_SEEDS, FUNCTIONS, HEAD_KEYS, NETWORKS, NOISE_VARIANCE, PAPER_ROUNDING, PAPER_RUNS
-from report.logs import Log, canonical, head_label
+from report.logs import Log, canonical, head_label, is_tabular
 from report.paper import PaperRow
 from report.statistics import (
     Difference, error_reduction, half_width, judge_claim, judge_mean, mean_of, paired_difference, resolution_of, std_of)
@@ -251,7 +251,7 @@ def other_groups(others: list[tuple[Log, str]]) -> dict[tuple, list[Log]]:
 def other_row(key: tuple, logs: list[Log], baseline: list[Log]) -> Row:
     """One group of runs that are not comparable with the paper, labelled for what they are."""
     first, reason = logs[0], key[5]
-    digits = 6 if first.regression else 3
+    digits = 1 if is_tabular(first.settings) else 6 if first.regression else 3
     values = [log.score for log in logs]
     function = first.settings.get("function")
     fields = {
@@ -259,7 +259,7 @@ def other_row(key: tuple, logs: list[Log], baseline: list[Log]) -> Row:
         "network": first.settings["network"], "head": head_label(first.settings), "protocol": variant_of(first),
         "reason": reason, "epochs": str(first.settings["epochs"]), "sha256": first.data_key or "by seed",
         "fingerprint": first.data_key[:8] or "by seed", "runs": str(len(logs)),
-        "metric": "clean_mse" if first.regression else "test accuracy, %",
+        "metric": "test MSE" if is_tabular(first.settings) else "clean_mse" if first.regression else "test accuracy, %",
         "sizes": " / ".join(str(first.data[part]) for part in ("train", "heldout", "test")),
         "mean": number(mean_of(values), digits), "std": number(std_of(values), digits),
         "best": number(min(values) if first.regression else max(values), digits),
