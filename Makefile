@@ -179,10 +179,19 @@ reproduce-tl_fruits360: $(LOGS_tl_fruits360) ## Table III: Fruits 360 (data by h
 reproduce-tl_other: $(LOGS_tl_other) ## not in the paper's tables: five more transfer sets, two runs each
 reproduce-arch2: $(LOGS_arch2) ## not in the paper's tables: arch2 of the released scripts, two runs each
 
+.PHONY: reproduce-theory
+reproduce-theory: | $(LAUNCH_READY) ## the figure of the universal approximation, and the diabetes runs
+	$(LAUNCH) Regression/universal_approximation.py
+	$(LAUNCH) Regression/tabular.py --demo diabetes --runs $(RUNS) --quiet
+
 tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs
 	$(PYTHON) results/aggregate.py
 	$(PYTHON) tools/precision.py
-.PHONY: bench
+.PHONY: bench costs verify
+costs: | $(PYTHON_READY) ## count and time every network of the tables (results/costs.csv)
+	$(PYTHON) tools/measure_costs.py
+verify: | $(PYTHON_READY) ## LOG=results/logs/...: run it again and compare line by line
+	$(PYTHON) results/aggregate.py --verify $(LOG) --data-dir $(DATA)
 bench: | $(LAUNCH_READY) ## measure our speed against the published loop's on this machine (wants it idle; downloads MNIST)
 	$(LAUNCH) tools/bench.py --data-dir $(DATA)
 

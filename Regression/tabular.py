@@ -491,8 +491,8 @@ class Run:
         constant = (targets * self.data.scale).square().mean(0)  # of predicting the mean of the training rows, which is 0 here
         record = {"event": "end", "outcome": "diverged" if state["diverged"] else "finished", "epochs": state["epoch"],
                   "best_epoch": state["best_epoch"], "heldout_mse": rounded(state["best"]),
-                  "test_mse": rounded(float(error.mean())), "test_r2": rounded(float((1 - error / constant).mean())), "seconds": rounded(state["seconds"]),
-                  "peak_memory_bytes": peak_memory(self.device)}
+                  "test_mse": rounded(float(error.mean())), "test_r2": rounded(float((1 - error / constant).mean())),
+                  "seconds": rounded(state["seconds"]), "peak_memory_bytes": peak_memory(self.device)}
         if state["diverged"]:
             record["diverged_epoch"] = state["epoch"]
         self.log.finish(record)

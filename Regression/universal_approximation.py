@@ -240,15 +240,16 @@ def draw_figure(folder: Path) -> Path | None:
             if neurons in styles:
                 colour, dashes = styles[neurons]
                 left.plot(grid, values, color=colour, linestyle=dashes, linewidth=1.2,
-                          label=f"SpinalNet, {neurons} layers of width 1")
+                          label=f"SpinalNet, {neurons} layers")
         left.set_xlabel("x")
-        left.set_ylim(-3.9, 2.2)
-        left.legend(fontsize=6.5, frameon=False, loc="lower center", ncols=2)
+        left.set_ylim(-2.2, 2.9)
+        left.legend(fontsize=6.5, frameon=False, loc="upper left", ncols=2, handlelength=2.4, columnspacing=1.0)
         right.loglog(NEURONS, spinal_errors, color="#0072B2", marker="o", markersize=3.5, label="error of the SpinalNet")
-        right.loglog(NEURONS, gaps, color="#D55E00", marker="s", markersize=3.5, label="difference to the plain network")
+        right.loglog(NEURONS, gaps, color="#D55E00", marker="s", markersize=3.5,
+                     label="difference to the plain network\n(0 is drawn at 1e-18)")
         right.axhline(2.0**-52, color="#666666", linewidth=0.8, linestyle=":", label="rounding of one number (float64)")
-        right.set_xlabel("hidden layers of width 1 = neurons of the plain network")
-        right.set_ylabel("largest absolute value on the domain")
+        right.set_xlabel("hidden layers of width 1")
+        right.set_ylabel("largest value on the domain")
         right.legend(fontsize=6.5, frameon=False, loc="center right")
         right.grid(alpha=0.3)
         folder.mkdir(parents=True, exist_ok=True)
@@ -354,8 +355,8 @@ def work(argv: list[str] | None) -> None:
     parser.add_argument("--no-figure", action="store_true", help="the table only")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print(f"A random network {options.inputs} - {options.neurons} - 1 and the SpinalNet written down to equal it, on 10,000 inputs "
-          f"in [-{options.bound:g}, {options.bound:g}]:", *equality_table(options), sep="\n")
+    print(f"A random network {options.inputs} - {options.neurons} - 1 and the SpinalNet written down to equal it, on 10,000 "
+          f"inputs in [-{options.bound:g}, {options.bound:g}]:", *equality_table(options), sep="\n")
     if not options.no_figure and (path := draw_figure(options.results_dir / "figures")):
         print(f"figure: {path}")
 
