@@ -4,7 +4,8 @@ Builds every row of results/paper.csv that has a script (published protocol), co
 layers and all multiply-accumulates of a forward pass (PyTorch's flop counter, halved), and measures the time of a forward pass
 on this machine: fp32, one thread, batches of 100, median of several, in microseconds an image. Writes results/costs.csv, from
 which the report takes its cost columns. Counts are exact; times are this machine's. The networks of Table III are counted on
-PyTorch's `meta` device, which computes shapes only, and are not timed.
+PyTorch's `meta` device, which computes shapes only, and are not timed; their multiplications are those of `corrected`, where
+VGG's new head is in its place (transfer Q1), their parameters those of `published`, as the paper prints them.
 """
 from __future__ import annotations
 
@@ -51,13 +52,14 @@ def input_shape(name: str, module: ModuleType) -> tuple[int, ...]:
     return {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "synthetic_regression": (8,)}.get(name, (1, 28, 28))
 
 
-def build(script: str, network: str, head: str, layers: int | None, width: int | None, module: ModuleType) -> nn.Module:
-    """The published network in evaluation mode; Table III without weights, on the device `meta`."""
+def build(script: str, network: str, head: str, layers: int | None, width: int | None, module: ModuleType,
+          protocol: str = "published") -> nn.Module:
+    """The network in evaluation mode; Table III without weights, on the device `meta`."""
     sizes = {} if head == "fc" else {"layers": layers, "width": width}
     if not script.startswith("tl_"):
-        return module.build_network(network, head, **sizes).eval()
+        return module.build_network(network, head, protocol=protocol, **sizes).eval()
     with torch.device("meta"):
-        return module.build_network(network, head, pretrained=False, **sizes).eval()
+        return module.build_network(network, head, protocol=protocol, pretrained=False, **sizes).eval()
 
 
 def count(network: nn.Module, sample: torch.Tensor) -> tuple[int, int]:
@@ -113,7 +115,8 @@ def main(argv: list[str] | None = None) -> int:
     for script, network_name, head, layers, width in dict.fromkeys(rows):
         network = build(script, network_name, head, layers, width, modules[script])
         shape, meta = input_shape(script, modules[script]), script.startswith("tl_")
-        linear, macs = count(network, torch.zeros(1, *shape, device="meta" if meta else "cpu"))
+        counted = build(script, network_name, head, layers, width, modules[script], "corrected") if meta else network
+        linear, macs = count(counted, torch.zeros(1, *shape, device="meta" if meta else "cpu"))
         timed = not (options.no_times or meta)
         records.append((script, network_name, head, layers or "", width or "", "x".join(map(str, shape)),
                         sum(p.numel() for p in network.parameters()), linear, macs,
