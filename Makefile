@@ -187,9 +187,18 @@ reproduce-theory: | $(LAUNCH_READY) ## the figure of the universal approximation
 tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs
 	$(PYTHON) results/aggregate.py
 	$(PYTHON) tools/precision.py
+.PHONY: kill-test fuzz
+kill-test: | $(PYTHON_READY) ## kill runs of all families fifty times and compare their logs (results/robustness.md)
+	$(PYTHON) tools/kill_test.py --data-dir $(DATA)
+fuzz: | $(PYTHON_READY) ## 10,000 odd command lines a family, and 10,000 damaged logs
+	SPINALNET_FUZZ=10000 $(PYTHON) -m pytest -q tests/test_fuzz.py
 .PHONY: bench costs verify
 costs: | $(PYTHON_READY) ## count and time every network of the tables (results/costs.csv)
 	$(PYTHON) tools/measure_costs.py
+.PHONY: samples
+samples: | $(PYTHON_READY) ## the figures that need data: augmented images, confusions of the best runs
+	$(PYTHON) tools/draw_samples.py --data-dir $(DATA)
+	$(PYTHON) tools/confusion.py --data-dir $(DATA)
 verify: | $(PYTHON_READY) ## LOG=results/logs/...: run it again and compare line by line
 	$(PYTHON) results/aggregate.py --verify $(LOG) --data-dir $(DATA)
 bench: | $(LAUNCH_READY) ## measure our speed against the published loop's on this machine (wants it idle; downloads MNIST)

@@ -46,6 +46,7 @@ import os
 import pickle
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,22 @@ class UserError(Exception):
 def seed_of(*purpose: object) -> int:
     """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
     return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path):
+    """Holds a lock in a folder that is downloaded to, so that two processes never write the same files."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows, a folder that is read-only: no lock
+            import fcntl
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"note: waiting for another process that reads or fetches data in {folder}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 # <<< shared: basics
 
 
@@ -187,7 +204,8 @@ class Data:
 def read_arrays(options: argparse.Namespace) -> list[Tensor]:
     """`load_arrays`, with every way in which data can be missing, damaged or foreign turned into a sentence."""
     try:
-        arrays = load_arrays(options)
+        with contextlib.nullcontext() if options.no_download else one_at_a_time(options.data_dir):
+            arrays = load_arrays(options)
     except (RuntimeError, AssertionError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError,
             http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -645,6 +663,15 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def holder_of(path: Path) -> str:
+    """Who has a file open, for a message: `process 123`, where the system tells (Linux)."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if int(link.parts[2]) != os.getpid() and link.samefile(path):
+                return f"process {link.parts[2]}"
+    return "another process"
+
+
 class RunLog:
     """The JSON-lines file of one run: `NAME.jsonl.part` while unfinished, `NAME.jsonl` as the last act."""
 
@@ -665,7 +692,8 @@ class RunLog:
         except ImportError:  # Windows has no flock; two runs at once are not detected there
             pass
         except OSError:
-            raise UserError(f"another process is writing {self.part}: wait for it, or stop it first") from None
+            self.file.close()
+            raise UserError(f"{holder_of(self.part)} is writing {self.part}: wait for it, or stop it first") from None
         self.file.seek(0)
         lines = [line for line in self.file.readlines() if line.endswith(b"\n")]
         same = epochs_done > 0 and len(lines) > epochs_done and self.comparable(lines[0]) == self.comparable(json.dumps(start))
@@ -699,16 +727,17 @@ class RunLog:
 
 
 class Checkpoint:
-    """The state after an epoch, written atomically; a torn or foreign file counts as none."""
+    """The states after the last two epochs that were saved, each written atomically; a torn or foreign file counts as none."""
 
     def __init__(self, path: Path):
-        self.path, self.saved_at, self.cost = path, 0.0, 0.0
+        self.path, self.previous, self.saved_at, self.cost = path, path.with_suffix(".previous.pt"), 0.0, 0.0
 
     def load(self, device: torch.device) -> dict | None:
-        try:
-            return torch.load(self.path, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
-            return None
+        """The newest state that can be read."""
+        for path in (self.path, self.previous):
+            with contextlib.suppress(OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+                return torch.load(path, map_location=device, weights_only=True)
+        return None
 
     def save(self, state: dict) -> None:
         """Skipped while saving at this pace would cost more than a twentieth of the time."""
@@ -721,12 +750,15 @@ class Checkpoint:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):  # the first one has none before it
+            os.replace(self.path, self.previous)
         os.replace(partial, self.path)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - began
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        for path in (self.path, self.previous, self.path.with_suffix(".tmp")):
+            path.unlink(missing_ok=True)
 # <<< shared: log
 
 
@@ -970,6 +1002,7 @@ def guarded(work: callable, argv: list[str] | None) -> int:
 
     with contextlib.suppress(ValueError):  # not in the main thread, for instance in a notebook's worker
         signal.signal(signal.SIGTERM, terminate)
+    socket.setdefaulttimeout(60)  # seconds; a download that stalls is an error then, and not a wait for ever
     try:
         work(argv)
         return 0

@@ -26,7 +26,7 @@ from report.costs import read_costs
 from report.facts import UserError
 from report.figures import write_figures
 from report.logs import read_logs
-from report.overview import write_overview
+from report.overview import read_confusion, write_overview
 from report.pages import render
 from report.paper import read_paper
 from report.verify import verify
@@ -66,7 +66,7 @@ def aggregate(folder: Path, paper_csv: Path, check: bool) -> int:
     for finding in findings:
         print(encoded(f"{folder.as_posix()}/{finding}").decode(), file=sys.stderr)
     costs, quirks = read_costs(paper_csv.parent / "costs.csv"), read_quirks(paper_csv.parent / "quirks.csv")
-    texts = render(paper, cells, findings, costs, quirks)
+    texts = render(paper, cells, findings, costs, quirks, bool(read_confusion(folder / "confusion")))
     if page := front_page(folder / "../README.md", texts.pop("front page")):
         texts["../README.md"] = page
     if check:

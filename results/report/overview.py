@@ -1,6 +1,7 @@
 """Figures that show all rows at a glance: differences of the heads, accuracies, cost, what selection is worth."""
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -173,27 +174,66 @@ def selection(pyplot: Any, cells: Cells) -> Any:
     return figure
 
 
+def confusion(pyplot: Any, records: list[dict]) -> Any:
+    """Errors of the best run of each head: row the true class, column what it was taken for; right answers are left out."""
+    if not records:
+        return None
+    columns = max(len(record["runs"]) for record in records)
+    figure, grid = pyplot.subplots(len(records), columns, figsize=(2.35 * columns, 2.55 * len(records)), squeeze=False,
+                                   layout="constrained")
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for row, record in zip(grid, records):
+        highest = max(value for run in record["runs"] for i, line in enumerate(run["matrix"]) for j, value in enumerate(line) if i != j)
+        for axes, run in zip(row, record["runs"]):
+            errors = [[0 if i == j else value for j, value in enumerate(line)] for i, line in enumerate(run["matrix"])]
+            axes.set_visible(True)
+            axes.imshow(errors, cmap="Blues", vmin=0, vmax=highest)
+            for i, line in enumerate(errors):
+                for j, value in enumerate(line):
+                    if value:
+                        axes.text(j, i, value, ha="center", va="center", fontsize=4.5 if value < 1000 else 4,
+                                  color="white" if value > 0.6 * highest else "black")
+            head = "FC" if run["head"] == "fc" else f"Spinal {run['layers']} × {run['width']}"
+            axes.set_title(f"{record['dataset']}, {head}: {run['accuracy_pct']:.2f} %", fontsize=7)
+            axes.set_xticks(range(len(errors)))
+            axes.set_yticks(range(len(errors)))
+            axes.tick_params(labelsize=6, length=0)
+            axes.grid(visible=False)
+            axes.set_xlabel("taken for class", fontsize=6.5)
+            axes.set_ylabel("true class", fontsize=6.5)
+    return figure
+
+
+def read_confusion(folder: Path) -> list[dict]:
+    """What tools/confusion.py counted, MNIST first."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: (path.stem != "mnist", path.name))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
 CAPTIONS = {
     "forest": "Spinal minus FC, paired by seed: mean and 95 % t interval. Hollow: runs on a subset of the official data",
     "accuracies": "Accuracy of every row that has runs, mean ± std over seeds; axes do not begin at zero",
     "cost": "Accuracy against the multiplications of the head; those of the convolutions are the same for all heads of a network",
     "selection": "What selecting an epoch is worth, in points over the last epoch",
+    "confusion": "Test images that the best published run of each head gets wrong (tools/confusion.py repeats these runs and counts)",
 }
 
 
-def drawings(cells: Cells, paper: list[PaperRow]) -> dict[str, Callable[[Any], Any]]:
+def drawings(cells: Cells, paper: list[PaperRow], records: list[dict]) -> dict[str, Callable[[Any], Any]]:
     """Name of each overview figure and how it is drawn; a drawing returns nothing where there are no runs for it."""
     items = comparisons(cells, paper)
     return {"forest": lambda pyplot: forest(pyplot, items), "accuracies": lambda pyplot: accuracies(pyplot, cells),
-            "cost": lambda pyplot: cost(pyplot, cells), "selection": lambda pyplot: selection(pyplot, cells)}
+            "cost": lambda pyplot: cost(pyplot, cells), "selection": lambda pyplot: selection(pyplot, cells),
+            "confusion": lambda pyplot: confusion(pyplot, records)}
 
 
-def overview_names(cells: Cells) -> list[str]:
-    """Figures for which there are runs; the report links these."""
+def overview_names(cells: Cells, counted: bool = False) -> list[str]:
+    """Figures for which there are runs; the report links these. `counted`: whether confusions were."""
     images = any(logs for (row, _), logs in cells.runs.items() if row.table != "I")
     pairs = any(item.script != "synthetic_regression" for item in comparisons(cells, sorted({row for row, _ in cells.runs},
                                                                                             key=cell_order)))
-    return [name for name in CAPTIONS if (pairs if name == "forest" else images)]
+    return [name for name in CAPTIONS if (pairs if name == "forest" else counted if name == "confusion" else images)]
 
 
 def write_overview(cells: Cells, paper: list[PaperRow], folder: Path) -> None:
@@ -201,7 +241,7 @@ def write_overview(cells: Cells, paper: list[PaperRow], folder: Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    for name, draw in drawings(cells, paper).items():
+    for name, draw in drawings(cells, paper, read_confusion(folder / "../confusion")).items():
         with pyplot.rc_context(matplotlib.rcParamsDefault | STYLE):
             figure = draw(pyplot)
             if figure is None:

@@ -260,6 +260,8 @@ def report(paper: list[PaperRow], cells: Cells, findings: list[Finding], tables:
         EASY, DIFFICULT,
         "### Paper, ours, likely reason\n" if differing else "", markdown(DIFFERENCE_COLUMNS, differing) if differing else "",
         figures_section(name for name in figures if name in CAPTIONS),
+        "[What augmentation does](figures/augmentation_samples.png) to eight images of each data set; drawn by "
+        "`tools/draw_samples.py`, which needs the data.\n" if "confusion" in figures else "",
         "## Table II: accuracy from random initialisation\n", RULES,
         "Rows marked *(arXiv v2 only)* were printed in v2 and dropped from v3. v2 prints one accuracy a row, shown here under best: "
         "in the rows that both versions print it is v3's best.\n",
@@ -279,7 +281,8 @@ def report(paper: list[PaperRow], cells: Cells, findings: list[Finding], tables:
     return "\n".join(part for part in parts if part)
 
 
-def render(paper: list[PaperRow], cells: Cells, findings: list[Finding], costs: list[Cost], quirks: list[Row]) -> dict[str, str]:
+def render(paper: list[PaperRow], cells: Cells, findings: list[Finding], costs: list[Cost], quirks: list[Row],
+           confusions: bool = False) -> dict[str, str]:
     """Every text file that this program writes, by its path in the results folder."""
     every = [*(log for logs in cells.runs.values() for log in logs), *(log for log, _ in cells.others)]
     items = comparisons(cells, paper)
@@ -295,7 +298,7 @@ def render(paper: list[PaperRow], cells: Cells, findings: list[Finding], costs: 
              "table3": (ACCURACY_COLUMNS, ACCURACY_CSV, RULES),
              "other_runs": (OTHER_COLUMNS, OTHER_CSV, "Runs that depart from the paper's rows or use other data. "
                             "Not comparable with any number of the paper.\n")}
-    texts = {"README.md": report(paper, cells, findings, tables, [*overview_names(cells), *figures_of(cells)],
+    texts = {"README.md": report(paper, cells, findings, tables, [*overview_names(cells, confusions), *figures_of(cells)],
                                   costs, items),
              "audit.md": audit_page(paper, cells, items, costs, quirks),
              "front page": "\n".join([in_plain_words(tables), FRONT_SECOND, second_table(second), FRONT_FIRST,
