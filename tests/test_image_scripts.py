@@ -556,7 +556,7 @@ def test_a_second_process_on_the_same_run_is_turned_away(tmp_path):
         while sum(map(len, logs_of(tmp_path).values())) < 3 and time.time() < deadline:
             time.sleep(0.01)
         second = subprocess.run([*COMMAND, "--results-dir", str(tmp_path), "--epochs", "60"], capture_output=True, text=True)
-        assert second.returncode == 2 and "another process" in second.stderr and "Traceback" not in second.stderr
+        assert second.returncode == 2 and "is writing" in second.stderr and "Traceback" not in second.stderr
     finally:
         process.kill()
         process.wait()
