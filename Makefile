@@ -92,6 +92,21 @@ $(foreach net,resnet18 resnet34,$(call rows,cifar100,CIFAR/cifar100.py,$(net),fc
 $(call rows,cifar10,CIFAR/cifar10.py,densenet,fc spinal8x16 spinal8x64,published corrected)
 $(call rows,cifar10,CIFAR/cifar10.py,cnn,fc spinal4x128,published corrected)
 $(call rows,cifar100,CIFAR/cifar100.py,cnn,fc spinal4x256,published corrected)
+# Table III (transfer): width of the Spinal head on wide_resnet101_2 as labelled; on vgg19_bn it is 4 x 1024
+TRANSFER_WIDTHS := tl_cifar10:20 tl_cifar100:512 tl_caltech101:101 tl_bird225:225 tl_stanford_cars:196 tl_svhn:20 tl_cinic10:20 \
+    tl_stl10:20 tl_oxford_flowers102:101 tl_fruits360:131
+TRANSFER_FAMILY := $(foreach pair,$(TRANSFER_WIDTHS),$(word 1,$(subst :, ,$(pair))))
+transfer_rows = $(call rows,$1,Transfer_Learning/$1.py,wide_resnet101_2,fc spinal4x$2,published corrected)\
+$(call rows,$1,Transfer_Learning/$1.py,vgg19_bn,fc spinal4x1024,published corrected)
+$(foreach pair,$(TRANSFER_WIDTHS),$(call transfer_rows,$(word 1,$(subst :, ,$(pair))),$(word 2,$(subst :, ,$(pair)))))
+# In no table of the paper: sets of its text and of the released transfer code, two runs each
+other_rows = $(call rows,tl_other,Transfer_Learning/$1.py,$2,fc $3,published corrected,,$(wordlist 1,2,$(SEEDS)))
+$(call other_rows,tl_mnist,vgg19_bn,spinal4x1024)
+$(call other_rows,tl_fashion_mnist,wide_resnet101_2,spinal4x1024)
+$(call other_rows,tl_hymenoptera,resnet18,spinal6x5)
+$(call other_rows,tl_monkey10,alexnet,spinal4x20)
+$(call other_rows,tl_monkey10,wide_resnet101_2,spinal4x20)
+$(call other_rows,tl_intel_image,wide_resnet101_2,spinal4x20)
 # In no table of the paper: the second architecture of the released scripts, two runs each
 $(call rows,arch2,MNIST/mnist.py,arch2,spinal26x30,published corrected,,$(wordlist 1,2,$(SEEDS)))
 $(call rows,arch2,MNIST/fashion_mnist.py,arch2,spinal26x300,published corrected,,$(wordlist 1,2,$(SEEDS)))
@@ -127,21 +142,17 @@ demo: demo-optdigits demo-published demo-corrected | $(PYTHON_READY)
 	@echo '  handwritten digits    demo/tables/other_runs.md'
 	@echo '  figures               demo/figures/'
 
-.PHONY: test check sync tables status kill-test fuzz
+.PHONY: test check sync tables status
 test: | $(PYTHON_READY) ## all tests
 	$(PYTHON) -m pytest -q tests
-kill-test: | $(PYTHON_READY) ## kill short runs of every family again and again: are their logs the same? a quarter of an hour
-	$(PYTHON) tools/kill_test.py --report results/robustness.md
-fuzz: | $(PYTHON_READY) ## 10,000 command lines and damaged logs
-	FUZZ_CASES=10000 $(PYTHON) -m pytest -q tests/test_fuzz.py
 check: ## is the text that the scripts share the same in all of them?
 	$(PYTHON3) tools/sync.py --check
 sync: ## copy shared text from its origin into all other scripts
 	$(PYTHON3) tools/sync.py
 
-.PHONY: reproduce-all reproduce-mnist-family reproduce-emnist-family $(GROUPS:%=reproduce-%)
+.PHONY: reproduce-all reproduce-mnist-family reproduce-emnist-family reproduce-transfer $(GROUPS:%=reproduce-%)
 reproduce-all: ## every row of the paper's tables that has a script
-reproduce-all: $(foreach group,$(filter-out arch2,$(GROUPS)),$(LOGS_$(group)))
+reproduce-all: $(foreach group,$(filter-out arch2 tl_other,$(GROUPS)),$(LOGS_$(group)))
 reproduce-regression: $(LOGS_regression) ## Table I: four functions, minutes on a CPU
 reproduce-mnist-family: $(foreach group,$(MNIST_FAMILY),$(LOGS_$(group))) ## Table II: the four sets below
 reproduce-mnist: $(LOGS_mnist) ## Table II: MNIST
@@ -154,10 +165,44 @@ reproduce-emnist_letters: $(LOGS_emnist_letters) ## Table II: EMNIST letters
 reproduce-emnist_balanced: $(LOGS_emnist_balanced) ## Table II: EMNIST balanced
 reproduce-cifar10: $(LOGS_cifar10) ## Table II: CIFAR-10 from scratch (wants a GPU)
 reproduce-cifar100: $(LOGS_cifar100) ## Table II: CIFAR-100 from scratch (wants a GPU)
+reproduce-transfer: $(foreach group,$(TRANSFER_FAMILY),$(LOGS_$(group))) ## Table III: the ten sets below (wants GPUs)
+reproduce-tl_cifar10: $(LOGS_tl_cifar10) ## Table III: CIFAR-10
+reproduce-tl_cifar100: $(LOGS_tl_cifar100) ## Table III: CIFAR-100
+reproduce-tl_caltech101: $(LOGS_tl_caltech101) ## Table III: Caltech-101
+reproduce-tl_bird225: $(LOGS_tl_bird225) ## Table III: Bird225 (data by hand)
+reproduce-tl_stanford_cars: $(LOGS_tl_stanford_cars) ## Table III: Stanford Cars (data by hand)
+reproduce-tl_svhn: $(LOGS_tl_svhn) ## Table III: SVHN
+reproduce-tl_cinic10: $(LOGS_tl_cinic10) ## Table III: CINIC-10 (data by hand)
+reproduce-tl_stl10: $(LOGS_tl_stl10) ## Table III: STL-10
+reproduce-tl_oxford_flowers102: $(LOGS_tl_oxford_flowers102) ## Table III: Oxford 102 Flower
+reproduce-tl_fruits360: $(LOGS_tl_fruits360) ## Table III: Fruits 360 (data by hand)
+reproduce-tl_other: $(LOGS_tl_other) ## not in the paper's tables: five more transfer sets, two runs each
 reproduce-arch2: $(LOGS_arch2) ## not in the paper's tables: arch2 of the released scripts, two runs each
+
+.PHONY: reproduce-theory
+reproduce-theory: | $(LAUNCH_READY) ## the figure of the universal approximation, and the diabetes runs
+	$(LAUNCH) Regression/universal_approximation.py
+	$(LAUNCH) Regression/tabular.py --demo diabetes --runs $(RUNS) --quiet
 
 tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs
 	$(PYTHON) results/aggregate.py
+	$(PYTHON) tools/precision.py
+.PHONY: kill-test fuzz
+kill-test: | $(PYTHON_READY) ## kill runs of all families fifty times and compare their logs (results/robustness.md)
+	$(PYTHON) tools/kill_test.py --report results/robustness.md
+fuzz: | $(PYTHON_READY) ## 10,000 odd command lines a family, and 10,000 damaged logs
+	SPINALNET_FUZZ=10000 $(PYTHON) -m pytest -q tests/test_fuzz.py
+.PHONY: bench costs verify
+costs: | $(PYTHON_READY) ## count and time every network of the tables (results/costs.csv)
+	$(PYTHON) tools/measure_costs.py
+.PHONY: samples
+samples: | $(PYTHON_READY) ## the figures that need data: augmented images, confusions of the best runs
+	$(PYTHON) tools/draw_samples.py --data-dir $(DATA)
+	$(PYTHON) tools/confusion.py --data-dir $(DATA)
+verify: | $(PYTHON_READY) ## LOG=results/logs/...: run it again and compare line by line
+	$(PYTHON) results/aggregate.py --verify $(LOG) --data-dir $(DATA)
+bench: | $(LAUNCH_READY) ## measure our speed against the published loop's on this machine (wants it idle; downloads MNIST)
+	$(LAUNCH) tools/bench.py --data-dir $(DATA)
 
 DONE = $(wildcard results/logs/*/*.jsonl)
 UNFINISHED = $(filter-out $(DONE),$(patsubst %.part,%,$(wildcard results/logs/*/*.jsonl.part)))

@@ -4,12 +4,12 @@
 # ///
 """CIFAR-100: default fully connected (FC) head against SpinalNet head. Table II of arXiv 2007.03347, rows "CIFAR-100".
 
-| network  | head            | paper, average of 10 | paper, best | command                                                         |
-|----------|-----------------|---------------------:|------------:|-----------------------------------------------------------------|
-| resnet18 | FC, output only |                64.41 |       65.04 | python cifar100.py --network resnet18 --head fc                 |
-| resnet18 | Spinal 4 x 128  |                62.93 |       63.60 | python cifar100.py --network resnet18 --head spinal --width 128 |
-| vgg19    | FC 4096, 4096   |                61.69 |       62.05 | python cifar100.py --network vgg19 --head fc                    |
-| vgg19    | Spinal 4 x 512  |                64.12 |       64.77 | python cifar100.py --network vgg19 --head spinal                |
+| network  | head            | paper, average | paper, best | command                                                         |
+|----------|-----------------|---------------:|------------:|-----------------------------------------------------------------|
+| resnet18 | FC, output only |          64.41 |       65.04 | python cifar100.py --network resnet18 --head fc                 |
+| resnet18 | Spinal 4 x 128  |          62.93 |       63.60 | python cifar100.py --network resnet18 --head spinal --width 128 |
+| vgg19    | FC 4096, 4096   |          61.69 |       62.05 | python cifar100.py --network vgg19 --head fc                    |
+| vgg19    | Spinal 4 x 512  |          64.12 |       64.77 | python cifar100.py --network vgg19 --head spinal                |
 
 Only version 2 of the paper prints these, one number a row, FC / Spinal: resnet34 65.51 / 63.32 (4 x 128: --width 128), vgg11
 55.60 / 60.48 and vgg13 60.75 / 62.46 (both 4 x 1024: --width 1024), vgg16 63.20 / 64.99 (4 x 512). cnn is in no table, and
@@ -18,7 +18,7 @@ densenet has neither a row nor code for this set: it is cifar10.py's guess, for 
 Widths: the default is the released script's. resnet18: label 4 x 128 (3.37M), printed 4.66M fits width 512, the script's of
 resnet34. resnet34: label 128, printed 7.19M is the script's 512. vgg19 and vgg16: label and script 512 (21.55M, 16.24M);
 vgg11, vgg13: label 1024, script 512; the printed 9.39M, 9.58M and vgg16's 14.89M fit halves of 128 and width 128.
-Epochs are the table's (resnet 30, its script 160; vgg19 and vgg16 150, the script 200; vgg11 40, vgg13 50); cnn 160 as the script.
+Epochs are the table's (resnet 30, its script 160; vgg19 and vgg16 150, the script 200; vgg11 40, vgg13 50); cnn: script 160.
 
 Cost: the ResNet Spinal head has 1,515,520 multiplications, 59 times the 25,600 of the default head (it also sees 1,024 features
 instead of 256); "fewer computations" does not hold there (Q11). Elsewhere it has fewer: vgg -92.1 %, cnn -49.8 %.
@@ -27,7 +27,7 @@ instead of 256); "fewer computations" does not hold there (Q11). Elsewhere it ha
 `--network resnet18relu` or `resnet34relu` is the ResNet with ReLU after the addition (Q9), in either protocol.
 
 `--protocol published` (default) does what the released scripts did; `--protocol corrected` changes exactly this:
-  Q5       epoch and rate are chosen on 4,166 held-out training images (published: on the test set); the test set is read twice
+  Q5       epoch and rate are chosen on 5,000 held-out training images (published: on the test set); the test set is read twice
   Q6       the weights of the chosen epoch are kept
   Q7       mean and deviation measured on the training part (published: none for cnn; vgg and resnet rounded to three decimals)
 Kept in both: Q9, Q10, Q17 (a tie improves), Q20, Q21. Both heads of a seed share batches, as published. The networks return
@@ -58,6 +58,7 @@ import pickle
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -84,6 +85,22 @@ class UserError(Exception):
 def seed_of(*purpose: object) -> int:
     """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
     return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path):
+    """Holds a lock in a folder that is downloaded to, so that two processes never write the same files."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows, a folder that is read-only: no lock
+            import fcntl
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"note: waiting for another process that reads or fetches data in {folder}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 # <<< shared: basics
 
 
@@ -140,6 +157,7 @@ class Recipe:
     spinal_rule: RateRule | None = None  # of the published Spinal head, where it is another one; None: the same
     corrected_rule: RateRule | None = None  # of both heads; None: as published
     one_thread: bool = False  # on a CPU: several threads only wait for each other in a network as small as this
+    bf16: bool = False  # measured over paired seeds: accuracy in bf16 is not to be told from fp32's (results/precision.md)
     selection: str = "best_test"  # whose accuracy is reported under `published`: "best_test" epoch or "last"
 # <<< shared: recipe
 
@@ -147,6 +165,7 @@ class Recipe:
 # ---- Facts of this experiment: CIFAR-100, Table II -------------------------------------------------------------------------
 SCRIPT, DATASET, TRAIN_IMAGES, TEST_IMAGES = "cifar100", "CIFAR-100", 50_000, 10_000
 CLASSES = {"published": 100, "corrected": 100}  # outputs of the networks
+HELDOUT = 10  # `corrected` holds out one in so many training images
 SOURCE = torchvision.datasets.CIFAR100
 FINGERPRINT = None  # of the official images and labels; None: not known (torchvision compares the files' md5)
 DENSENET_BLOCKS, DENSENET_GROWTH, DENSENET_FIRST = (4, 4, 4, 4), 32, 128  # cifar10.py says how it was found
@@ -187,23 +206,6 @@ def replacing(path: Path):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def alone_in(place: Path):
-    """One process at a time fetches or unpacks in this folder; the next one waits. The lock of a dead process is void."""
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / "download.lock", "w") as lock:
-        with contextlib.suppress(ImportError, OSError):  # Windows and some network folders: both work, under names of their own
-            import fcntl
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{DATASET}: waiting for another process that fetches or unpacks it in {place}", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in place.glob("*.part"):  # by a process that was killed
-                left.unlink(missing_ok=True)
-        yield
 
 
 def md5_of(path: Path) -> str | None:
@@ -293,8 +295,11 @@ def read_or_unpack(place: Path, names: list[str], read: callable, unpack: callab
         try:
             if not download and not place.exists():
                 raise FileNotFoundError(f"there is no folder {place}")
-            with alone_in(place):
+            with one_at_a_time(place):
                 wrong = read_all()  # the process that was waited for may have mended them
+                with contextlib.suppress(OSError):
+                    for left in place.glob("*.part"):  # by a process that was killed
+                        left.unlink()
                 for name, content in zip(wrong, unpack(list(wrong))):
                     path = place / name
                     if path.exists():
@@ -420,7 +425,8 @@ def load_data(options: argparse.Namespace, device: torch.device) -> Data:
     train, heldout, norm = Split(images, labels), None, RECIPES[options.network].norm
     if options.protocol == "corrected":
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of("heldout"))).to(device)
-        held, kept = order[: max(1, len(order) // 12)].sort()[0], order[max(1, len(order) // 12) :].sort()[0]
+        count = max(1, len(order) // HELDOUT)
+        held, kept = order[:count].sort()[0], order[count:].sort()[0]
         train, heldout = Split(images[kept], labels[kept]), Split(images[held], labels[held])
         norm = measure(train.images)  # Q17, Q32
     shift, scale = (torch.tensor(x, device=device).view(-1, 1, 1) for x in norm)
@@ -457,7 +463,7 @@ def augment(images: Tensor, steps: tuple[str, ...], generator: torch.Generator) 
     """One view of each image (N, C, H, W) uint8, by the functions random_<step> in order. `generator` lives on the CPU."""
     if not steps:
         return images
-    views, size = torch.empty_like(images), 2_000 if images.device.type == "cpu" else 20_000  # fits a CPU's cache
+    views, size = torch.empty_like(images), 2_000  # fits a CPU's cache; the same everywhere, since parts are drawn in turn
     for part, view in zip(images.split(size), views.split(size)):
         for step in steps:
             part = globals()[f"random_{step}"](part, generator)
@@ -517,7 +523,7 @@ class QuadrantSpinalLayers(nn.Module):
 
 
 class Network(nn.Module):
-    """Trunk, then head: (N, 3, 32, 32) -> log-probabilities. Their negative log-likelihood is the cross-entropy of the logits."""
+    """Trunk, then head: (N, 3, 32, 32) -> log-probabilities, whose negative log-likelihood is the logits' cross-entropy."""
 
     def __init__(self, trunk: nn.Module, head: nn.Module):
         super().__init__()
@@ -588,14 +594,15 @@ class DenseLayer(nn.Module):
     def __init__(self, before: int, growth: int):
         super().__init__()
         self.body = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU(), nn.Conv2d(before, 4 * growth, 1, bias=False),
-                                  nn.BatchNorm2d(4 * growth), nn.ReLU(), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False))
+                                  nn.BatchNorm2d(4 * growth), nn.ReLU(),
+                                  nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.body(x)], 1)
 
 
 def densenet_trunk() -> nn.Module:
-    """A guess at the paper's DenseNet: (N, 1024). The head's arithmetic fixes 1,024, its printed counts the rest (docstring)."""
+    """A guess at the paper's DenseNet: (N, 1024). The head's arithmetic fixes 1,024, printed counts the rest (docstring)."""
     growth, channels = DENSENET_GROWTH, DENSENET_FIRST
     layers = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
     for number, depth in enumerate(DENSENET_BLOCKS, start=1):
@@ -674,7 +681,14 @@ def count_fc_multiplications(network: nn.Module, sample: Tensor) -> int:
 
 # ---- Training --------------------------------------------------------------------------------------------------------------
 # >>> shared: training (origin MNIST/mnist.py; edit there, then: make sync)
+def default_precision(device: torch.device, recipe: Recipe) -> str:
+    """bf16 where it was measured to be faster and as accurate (results/precision.md): on a CPU with AMX. Elsewhere fp32."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if recipe.bf16 and device.type == "cpu" and amx() else "fp32"
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """bf16: operands of convolutions and matrix products in bf16, sums, weights and optimiser in fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
@@ -683,21 +697,119 @@ def normalise(images: Tensor, data: Data) -> Tensor:
     return images.float().div_(255).sub_(data.shift).div_(data.scale)
 
 
-def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, split: Split, order: Tensor, data: Data,
-                options: argparse.Namespace, tick: callable) -> float:
-    """One pass in the given order, the last batch not dropped. Returns the mean loss; reads the device only at the end."""
-    network.train()
-    total = torch.zeros((), device=order.device)
-    for index in order.split(options.batch_size):
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(order.device, options.precision):
-            outputs = network(normalise(split.images[index], data))
-        loss = F.nll_loss(outputs.float(), split.labels[index])
+def build_optimizer(network: nn.Module, recipe: Recipe, rate: float) -> torch.optim.Optimizer:
+    """The published optimiser; fused where that is faster. A CUDA graph can follow a rate that is a tensor only."""
+    device = next(network.parameters()).device
+    cuda = device.type == "cuda"
+    rate = torch.tensor(rate, device=device) if cuda else rate
+    if recipe.optimizer == "Adam":
+        return torch.optim.Adam(network.parameters(), lr=rate, fused=device.type in ("cpu", "cuda"), capturable=cuda)
+    return torch.optim.SGD(network.parameters(), lr=rate, momentum=0.5, fused=cuda or None)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def wants_graph(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def record(step: callable) -> callable:
+    """`step()` as a CUDA graph: calling the result runs all its kernels at once."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # PyTorch asks for a few steps in another stream before the capture
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+class Trainer:
+    """Training steps of one network: forward pass, loss, backward pass, update. The sum of losses stays on the device.
+
+    On CUDA the step of a full batch is a graph (`record`), because launching the hundred kernels of such small networks takes
+    longer than running them. Before the first one, gradients and weights after a step of the graph are compared with those of
+    the same step without it; where they differ by more than rounding, or there can be no graph, training goes on without.
+
+    The same seed gives the same bits on one CPU set-up. On CUDA it gives the same weights to begin with, the same batches and
+    augmentation, but PyTorch does not promise the order in which cuDNN's backward passes add: another draw each time.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, data: Data, precision: str):
+        self.network, self.optimizer, self.data, self.precision = network, optimizer, data, precision
+        self.images = self.labels = self.graph = None  # the graph reads its batch from here
+        self.total = torch.zeros((), device=data.shift.device)
+        self.wants_graph = wants_graph(data.shift.device)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(images.device, self.precision):
+            outputs = self.network(normalise(images, self.data))
+        loss = F.nll_loss(outputs.float(), labels)
         loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(index)
-        tick()
-    return float(total) / len(order)
+        self.optimizer.step()
+        self.total += loss.detach() * len(labels)
+
+    def epoch(self, split: Split, order: Tensor, batch_size: int, tick: callable) -> float:
+        """One pass in the given order, the last batch not dropped. Returns the mean loss; reads the device only at the end."""
+        self.network.train()
+        self.total.zero_()
+        for index in order.split(batch_size):
+            if self.wants_graph and self.graph is None and len(index) == batch_size:
+                self.capture(split.images[index], split.labels[index])
+            if self.graph and len(index) == batch_size:
+                torch.index_select(split.images, 0, index, out=self.images)
+                torch.index_select(split.labels, 0, index, out=self.labels)
+                self.graph()
+            else:
+                self.step(split.images[index], split.labels[index])
+            tick()
+        return float(self.total) / len(order)
+
+    def variables(self) -> list[Tensor]:
+        """All that a step changes."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        return [self.total, *self.network.state_dict().values(), *moments]
+
+    def capture(self, images: Tensor, labels: Tensor) -> None:
+        """Sets `graph`, if it does what `step` does; changes nothing else. Before the first step of an epoch."""
+        self.images, self.labels, before = images, labels, [tensor.clone() for tensor in self.variables()]
+        seed = torch.initial_seed()  # set just before this epoch, nothing has been drawn from it yet
+
+        def rewind() -> None:
+            for k, tensor in enumerate(self.variables()):  # the moments of a new optimiser begin at zero
+                tensor.copy_(before[k]) if k < len(before) else tensor.zero_()
+            torch.manual_seed(seed)
+
+        def change(step: callable) -> tuple[Tensor, Tensor]:
+            rewind()
+            step()
+            pairs = zip(self.network.parameters(), old_weights)
+            weights, gradients = zip(*[((weight.detach() - old).flatten(), weight.grad.flatten()) for weight, old in pairs])
+            return torch.cat(weights), torch.cat(gradients)
+
+        old_weights = [weight.detach().clone() for weight in self.network.parameters()]
+        with contextlib.suppress(RuntimeError):
+            replay = record(lambda: self.step(self.images, self.labels))
+            graph_weights, graph_gradients = change(replay)  # before the plain step, which gives the gradients new tensors
+            weights, gradients = change(lambda: self.step(self.images, self.labels))
+            # Adam turns a gradient that is zero but for rounding into a full step, hence the wide margin for weights
+            if (graph_gradients - gradients).norm() <= 0.05 * gradients.norm() and \
+                    (graph_weights - weights).norm() <= 0.3 * weights.norm():
+                self.graph = replay
+        rewind()
+        if self.graph is None:
+            self.wants_graph = False
+            print("note: this GPU trains without CUDA graphs, which is slower", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -706,7 +818,8 @@ def evaluate(network: nn.Module, split: Split, data: Data, precision: str) -> tu
     network.eval()
     loss = torch.zeros((), device=split.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    for images, labels in zip(split.images.split(1_000), split.labels.split(1_000)):
+    size = 10_000 if loss.device.type == "cuda" else 1_000
+    for images, labels in zip(split.images.split(size), split.labels.split(size)):
         with autocast(labels.device, precision):
             outputs = network(normalise(images, data))
         loss += F.nll_loss(outputs.float(), labels, reduction="sum")
@@ -925,10 +1038,10 @@ class Run:
         self.log = RunLog(options.results_dir / "logs" / SCRIPT, self.name)
         self.checkpoint = Checkpoint(options.results_dir / "checkpoints" / SCRIPT / f"{self.name}.pt")
         self.network = network.to(device, memory_format=torch.channels_last)  # the same numbers, convolutions are faster
-        rate, parameters = options.lr, self.network.parameters()
-        self.optimizer = torch.optim.Adam(parameters, lr=rate) if recipe.optimizer == "Adam" else \
-            torch.optim.SGD(parameters, lr=rate, momentum=0.5)
-        self.state = {"epoch": 0, "rate": rate, "best_epoch": 0, "best": -1.0, "last": -1.0, "seconds": 0.0, "diverged": False}
+        self.optimizer = build_optimizer(self.network, recipe, options.lr)
+        self.trainer = Trainer(self.network, self.optimizer, data, options.precision)
+        self.state = {"epoch": 0, "rate": options.lr, "best_epoch": 0, "best": -1.0, "last": -1.0, "seconds": 0.0,
+                      "diverged": False}
         self.best_weights: dict | None = None
         self.finished = self.log.path.exists() and not options.overwrite
         if self.finished and not self.log.part.exists():  # a process was killed between its last two acts
@@ -940,7 +1053,7 @@ class Run:
         dropout = published_dropout(name, head, options.protocol) if options.fc_dropout is None else options.fc_dropout
         departures = {"e": ("epochs", recipe.epochs), "b": ("batch_size", recipe.batch_size),
                       "lr": ("lr", recipe.learning_rate), "limit": ("limit", None), "drop": ("fc_dropout", None),
-                      "": ("precision", "fp32")}
+                      "": ("precision", default_precision(self.device, recipe))}
         departures |= {flag.lstrip("-"): (flag.lstrip("-"), keywords["default"]) for flag, keywords in EXTRA_OPTIONS.items()}
         changed = {key: option for key, (option, default) in departures.items() if getattr(options, option) != default}
         parts = [name, self.label, options.protocol, *(f"{key}{getattr(options, option)}" for key, option in changed.items())]
@@ -973,9 +1086,8 @@ class Run:
         """One epoch: train, evaluate, log, choose the next rate, save."""
         began, state, data = time.monotonic(), self.state, self.data
         torch.manual_seed(seed_of(self.seed, "dropout", epoch))
-        for group in self.optimizer.param_groups:
-            group["lr"] = state["rate"]
-        loss = train_epoch(self.network, self.optimizer, split, order, data, self.options, tick)
+        set_rate(self.optimizer, state["rate"])
+        loss = self.trainer.epoch(split, order, self.options.batch_size, tick)
         watched = data.heldout if self.watched == "heldout" else data.test
         watched_loss, accuracy = evaluate(self.network, watched, data, self.options.precision)
         self.log.write({"event": "epoch", "epoch": epoch, "learning_rate": rounded(state["rate"]), "train_loss": rounded(loss),
@@ -990,7 +1102,9 @@ class Run:
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         rate = self.rule.next(epoch, improved, state["rate"], self.options.lr, uniform)
         if self.rule.renew and epoch > self.rule.after:
-            self.optimizer.state.clear()
+            for moments in self.optimizer.state.values():
+                for moment in moments.values():
+                    moment.zero_()  # in place: a graph knows where they are
         state.update(epoch=epoch, rate=rate, last=accuracy, loss=watched_loss, diverged=not math.isfinite(loss),
                      seconds=state["seconds"] + time.monotonic() - began)
         self.checkpoint.save({"run": self.name, "state": state, "network": self.network.state_dict(),
@@ -1146,6 +1260,7 @@ def guarded(work: callable, argv: list[str] | None) -> int:
 
     with contextlib.suppress(ValueError):  # not in the main thread, for instance in a notebook's worker
         signal.signal(signal.SIGTERM, terminate)
+    socket.setdefaulttimeout(60)  # seconds; a download that stalls is an error then, and not a wait for ever
     try:
         work(argv)
         return 0
@@ -1181,7 +1296,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         help="dropout before the output layer of either head, to tell its effect from the head's (Q5)")
     common_options(parser)
     parser.add_argument("--data-dir", type=folder, default=Path("data"), metavar="DIR", help="default: data")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16"),
+                        help="default: bf16 where that is faster and proved to be as accurate, else fp32")
     parser.add_argument("--limit", type=whole(2), metavar="N", help="only the first N training and test images: a smoke run")
     parser.add_argument("--no-download", action="store_true", help="use the data that are there")
     parser.add_argument("--fetch-only", action="store_true", help="fetch and check the data, train nothing")
@@ -1206,6 +1322,10 @@ def work(argv: list[str] | None) -> None:
     device = choose_device(options.device)
     if device.type == "cpu" and RECIPES[options.network].one_thread:
         torch.set_num_threads(1)
+    options.precision = options.precision or default_precision(device, RECIPES[options.network])
+    if device.type == "cuda":  # fp32 is fp32; what bf16 leaves in fp32 may use TF32
+        torch.set_float32_matmul_precision("high" if options.precision == "bf16" else "highest")
+        torch.backends.cudnn.allow_tf32 = options.precision == "bf16"
     data = load_data(options, device)
     if not data.facts["official"] and not options.quiet:
         print(f"note: {data.facts['complete_train']:,} + {data.facts['complete_test']:,} images instead of {DATASET}'s "

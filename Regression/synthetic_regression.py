@@ -55,6 +55,7 @@ import pickle
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +82,22 @@ class UserError(Exception):
 def seed_of(*purpose: object) -> int:
     """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
     return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path):
+    """Holds a lock in a folder that is downloaded to, so that two processes never write the same files."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows, a folder that is read-only: no lock
+            import fcntl
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"note: waiting for another process that reads or fetches data in {folder}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 # <<< shared: basics
 
 
@@ -613,6 +630,7 @@ def guarded(work: callable, argv: list[str] | None) -> int:
 
     with contextlib.suppress(ValueError):  # not in the main thread, for instance in a notebook's worker
         signal.signal(signal.SIGTERM, terminate)
+    socket.setdefaulttimeout(60)  # seconds; a download that stalls is an error then, and not a wait for ever
     try:
         work(argv)
         return 0

@@ -29,6 +29,24 @@ def real_data(tmp_path_factory) -> Path:
         return Path(os.environ["SPINALNET_DATA"])
     if not (PACKED / "unpack.py").exists():
         pytest.skip(f"needs real data: set SPINALNET_DATA to an unpacked data root, or put the packed sets at {PACKED}")
+    return unpacked(tmp_path_factory, "mnist", "fashion-mnist", "kmnist-subset")
+
+
+def unpacked(tmp_path_factory, *names: str) -> Path:
+    """A folder with these packed sets in torchvision's layout; skips where there are none."""
+    if not (PACKED / "unpack.py").exists():
+        pytest.skip(f"needs real data: put the packed sets at {PACKED}")
     folder = tmp_path_factory.mktemp("real")
-    subprocess.run([sys.executable, PACKED / "unpack.py", folder, "mnist", "fashion-mnist", "kmnist-subset"], check=True)
+    subprocess.run([sys.executable, PACKED / "unpack.py", folder, *names], check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_subset(tmp_path_factory) -> Path:
+    """The folder that holds the real subset of EMNIST."""
+    return unpacked(tmp_path_factory, "emnist-subset") / "subset"
+
+
+@pytest.fixture(scope="session")
+def real_cifar10(tmp_path_factory) -> Path:
+    return unpacked(tmp_path_factory, "cifar10")

@@ -20,16 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "results" / "paper.csv"
 
 
-def load_program():
-    """The aggregator is a program, not a package: load it from its file."""
-    specification = importlib.util.spec_from_file_location("aggregate", ROOT / "results" / "aggregate.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["aggregate"] = module
-    specification.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(ROOT / "results"))  # where the command runs from
+import aggregate  # noqa: E402
+from report import statistics as report_statistics  # noqa: E402
 
-
-aggregate = load_program()
 PROVENANCE = {"script_sha256": "0123456789abcdef", "git_revision": None, "device": "cpu", "device_name": "test", "threads": 1,
               "versions": {"torch": "2.15.0"}, "started": "2026-01-01T00:00:00Z"}
 
@@ -101,6 +95,7 @@ def results(tmp_path):
 def no_figures(monkeypatch):
     """Drawing takes seconds; the test that wants figures runs the program in a process of its own."""
     monkeypatch.setattr(aggregate, "write_figures", lambda cells, folder: None)
+    monkeypatch.setattr(aggregate, "write_overview", lambda cells, paper, folder: None)
 
 
 def run(results, *options):
@@ -152,12 +147,12 @@ def test_without_logs_every_row_is_there_and_not_yet_run(results):
 
 @pytest.mark.parametrize("degrees, expected", [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042), (1000, 1.962)])
 def test_t_quantile_is_that_of_printed_tables(degrees, expected):
-    assert aggregate.t_quantile(degrees) == pytest.approx(expected, abs=5e-4)
+    assert report_statistics.t_quantile(degrees) == pytest.approx(expected, abs=5e-4)
 
 
 def test_error_reduction_recomputes_the_paper():
-    assert aggregate.error_reduction(98.44, 98.17) == pytest.approx(14.75, abs=0.01)
-    assert aggregate.error_reduction(100, 100) is None
+    assert report_statistics.error_reduction(98.44, 98.17) == pytest.approx(14.75, abs=0.01)
+    assert report_statistics.error_reduction(100, 100) is None
 
 
 def test_hand_worked_row(results):
@@ -190,8 +185,8 @@ def test_verdict_says_direction_and_distance(results):
 
 def test_equal_accuracies_are_judged_with_the_weight_of_one_image():
     """Three equal runs have s = 0; the tolerance is then that of one test image of 10,000, not only of rounding."""
-    assert aggregate.judge_mean([97.99] * 3, "97.98", 0.01) == "reproduced"
-    assert aggregate.judge_mean([98.10] * 3, "97.98", 0.01) == "not reproduced: ours higher by 0.12"
+    assert report_statistics.judge_mean([97.99] * 3, "97.98", 0.01) == "reproduced"
+    assert report_statistics.judge_mean([98.10] * 3, "97.98", 0.01) == "not reproduced: ours higher by 0.12"
 
 
 @pytest.mark.parametrize("runs, expected", [(0, "not yet run"), (1, "not judged"), (2, "not judged"), (3, "reproduced")])

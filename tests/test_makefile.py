@@ -24,13 +24,20 @@ CIFAR = {"cifar10": {"vgg11": "4x1024", "vgg13": "4x1024", "vgg19": "4x512", "re
 TABLE_II = [(name, folder, HEADS) for name, folder in SETS.items()] + [
     (name, "CIFAR", {network: ("fc", *(f"spinal{size}" for size in sizes.split())) for network, sizes in networks.items()})
     for name, networks in CIFAR.items()]
+TRANSFER = {"tl_cifar10": 20, "tl_cifar100": 512, "tl_caltech101": 101, "tl_bird225": 225, "tl_stanford_cars": 196, "tl_svhn": 20,
+            "tl_cinic10": 20, "tl_stl10": 20, "tl_oxford_flowers102": 101, "tl_fruits360": 131}
+TABLE_III = [(name, "Transfer_Learning", {"wide_resnet101_2": ("fc", f"spinal4x{width}"), "vgg19_bn": ("fc", "spinal4x1024")})
+             for name, width in TRANSFER.items()]
+TRANSFER_OTHER = [("tl_mnist", "vgg19_bn", "4x1024"), ("tl_fashion_mnist", "wide_resnet101_2", "4x1024"),
+                  ("tl_hymenoptera", "resnet18", "6x5"), ("tl_monkey10", "alexnet", "4x20"),
+                  ("tl_monkey10", "wide_resnet101_2", "4x20"), ("tl_intel_image", "wide_resnet101_2", "4x20")]
 PROTOCOLS = ("published", "corrected")
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 
 def expected_runs(seeds: int) -> dict[str, str]:
-    """Command by log, of every row of Tables I and II (image sets), written down apart from the Makefile's list."""
+    """Command by log, of every row of Tables I, II and III, written down apart from the Makefile's list."""
     runs = {}
     for seed in range(seeds):
         for function in FUNCTIONS:
@@ -40,7 +47,7 @@ def expected_runs(seeds: int) -> dict[str, str]:
                     log = f"synthetic_regression/mlp-{label}-{protocol}-{function}{noise and '-broadcast'}-s{seed}.jsonl"
                     runs[log] = (f"Regression/synthetic_regression.py --function {function}{noise and ' --noise broadcast'} "
                                  f"--head {head} --protocol {protocol} --seed {seed} --quiet")
-        for name, folder, heads in TABLE_II:
+        for name, folder, heads in TABLE_II + TABLE_III:
             for network, labels in heads.items():
                 for label in labels:
                     head = re.sub(r"spinal(\d+)x(\d+)", r"spinal --layers \1 --width \2", label)
@@ -121,7 +128,8 @@ def test_newer_scripts_do_not_void_finished_runs(tree):
 
 
 @pytest.mark.parametrize("target, part", [("regression", "Regression/"), *((name, f"{folder}/{name}.py") for name, folder in SETS.items()),
-                                          ("mnist-family", "MNIST/"), ("emnist-family", "EMNIST/")])
+                                          ("mnist-family", "MNIST/"), ("emnist-family", "EMNIST/"),
+                                          ("transfer", "Transfer_Learning/"), ("tl_stl10", "Transfer_Learning/tl_stl10.py")])
 def test_family_targets_run_their_part(tree, target, part):
     expected = Counter(command for command in expected_runs(1).values() if command.startswith(part))
     assert expected and commands(tree, f"reproduce-{target}", "RUNS=1") == expected
@@ -135,6 +143,22 @@ def test_arch2_stands_apart_with_two_runs(tree):
     assert commands(tree, "reproduce-arch2") == Counter(runs.values())
     finish(tree, *runs)
     assert not commands(tree, "reproduce-arch2")
+
+
+def test_transfer_sets_outside_the_tables_stand_apart_with_two_runs(tree):
+    heads = [("fc", "fc"), ("spinal{size}", "spinal --layers {layers} --width {width}")]
+    runs = {}
+    for name, network, size in TRANSFER_OTHER:
+        layers, width = size.split("x")
+        for label, head in heads:
+            for protocol in PROTOCOLS:
+                for seed in range(2):
+                    log = f"results/logs/{name}/{network}-{label.format(size=size)}-{protocol}-s{seed}.jsonl"
+                    runs[log] = (f"Transfer_Learning/{name}.py --network {network} --head {head.format(layers=layers, width=width)} "
+                                 f"--protocol {protocol} --seed {seed} --data-dir data --quiet")
+    assert commands(tree, "reproduce-tl_other") == Counter(runs.values())
+    finish(tree, *runs)
+    assert not commands(tree, "reproduce-tl_other")
 
 
 def test_settings_reach_the_commands(tree):
@@ -228,7 +252,8 @@ def test_make_alone_prints_help_with_every_public_target(tree):
     output = make(tree)
     assert output == make(tree, "help")
     wanted = {"demo", "test", "tables", "sync", "check", "status", "clean", "reproduce-all", "reproduce-regression",
-              "reproduce-mnist-family", *(f"reproduce-{name}" for name in (*SETS, *CIFAR))}
+              "reproduce-mnist-family", "reproduce-transfer",
+              *(f"reproduce-{name}" for name in (*SETS, *CIFAR, *TRANSFER))}
     assert wanted <= set(public_targets()) == set(re.findall(r"^  make ([a-z0-9_-]+) ", output, re.MULTILINE))
     assert all(name in output for name in ("RUNS=10", "DATA=data", "LAUNCH=", "DEMO_RUNS=2"))
 

@@ -40,6 +40,9 @@ FAMILIES = {  # name: script, its arguments, what makes its data; another family
     "EMNIST": ("EMNIST/emnist_digits.py", "--head both --epochs 8", "idx"),
     "CIFAR": ("CIFAR/cifar10.py", "--head spinal --protocol corrected --epochs 6 --batch-size 20", "pickle"),
     "Regression": ("Regression/synthetic_regression.py", "--function sinsum --epochs 40", None),
+    "Regression, tables": ("Regression/tabular.py", "--demo diabetes --epochs 40", None),
+    "Transfer learning": ("Transfer_Learning/tl_hymenoptera.py",
+                          "--weights none --image-size 32 --epochs 8 --head spinal --workers 0 --batch-size 8", "photos"),
 }
 POINTS = {  # name: (what is counted, at which number of it a fresh process is killed)
     "after a training step, within an epoch": ("step", 3),
@@ -132,9 +135,12 @@ def run_watched(shared: Path, counted: str, number: int, script: str, argv: list
         module.SOURCE = type("Small", (real,), lists)
     for optimizer in (torch.optim.SGD, torch.optim.Adam):
         optimizer.step = watch.during("training", optimizer.step, "step")
-    module.train_epoch = watch.during("training", module.train_epoch)
-    evaluation = "evaluate" if hasattr(module, "evaluate") else "mean_squared_error"
-    setattr(module, evaluation, watch.during("evaluation", getattr(module, evaluation), "evaluation"))
+    for place, name, phase, point in ((module.Run, "train_epoch", "training", ""), (module.Run, "one_epoch", "training", ""),
+                                      (module, "evaluate", "evaluation", "evaluation"),
+                                      (module, "mean_squared_error", "evaluation", "evaluation"),
+                                      (module, "errors", "evaluation", "evaluation")):
+        if hasattr(place, name):
+            setattr(place, name, watch.during(phase, getattr(place, name), point))
     write, save, replace = module.RunLog.write, module.Checkpoint.save, os.replace
 
     def write_line(log, record):
@@ -160,19 +166,19 @@ def run_watched(shared: Path, counted: str, number: int, script: str, argv: list
     module.RunLog.write = watch.during("writing a log line", write_line)
     module.Checkpoint.save = watch.during("writing a checkpoint", save_now)
     module.open, os.replace = open_halfway, rename
-    begin = module.Run.begin
+    opened = module.RunLog.open
 
-    def begin_run(run):
+    def open_log(log, *arguments):
         watch.byte[0] = PHASES.index("in between")
-        begin(run)
+        return opened(log, *arguments)
 
-    module.Run.begin = begin_run
+    module.RunLog.open = open_log
     return module.main(argv)
 
 
 # ---- In the process that kills ---------------------------------------------------------------------------------------------
 def make_data(kind: str | None, folder: Path) -> None:
-    """Small files in the formats of MNIST and EMNIST (idx) or CIFAR (pickle), always the same."""
+    """Small files in the formats of MNIST and EMNIST (idx), CIFAR (pickle) or folders of photographs, always the same."""
     import numpy
     rng = numpy.random.default_rng(0)
     if kind == "idx":
@@ -188,6 +194,14 @@ def make_data(kind: str | None, folder: Path) -> None:
         for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
             batch = {"data": rng.integers(0, 256, (16, 3072), dtype="u1"), "labels": rng.integers(0, 10, 16).tolist()}
             (folder / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(batch, protocol=2))
+    elif kind == "photos":
+        from PIL import Image
+        for part, count in (("train", 16), ("val", 4)):
+            for name in ("ants", "bees"):
+                place = folder / "hymenoptera_data" / part / name
+                place.mkdir(parents=True)
+                for number in range(count):
+                    Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype="u1")).save(place / f"{number}.jpg")
 
 
 class Process:
@@ -235,7 +249,8 @@ class Process:
         return self.running()
 
     def send(self, stop: int) -> None:
-        os.kill(self.process.pid, stop)
+        if self.running():
+            os.kill(self.process.pid, stop)
 
 
 class Failed(Exception):
@@ -259,7 +274,7 @@ class Trial:
 
     def __init__(self, family: str, root: Path, fork: bool):
         self.family, self.root, self.fork, self.folders = family, root, fork, 0
-        self.hit, self.points, self.runs, self.lines, self.differing = Counter(), 0, 0, 0, []
+        self.hit, self.points, self.torn, self.runs, self.lines, self.differing = Counter(), 0, 0, 0, 0, []
         self.latency: dict[int, list[float]] = {signal.SIGTERM: [], signal.SIGINT: []}
         process = Process(family, root / "uninterrupted", None, fork)
         process.begun()
@@ -310,9 +325,17 @@ class Trial:
                 if process.wait() == -signal.SIGKILL:  # 0: it had ended before
                     self.hit[process.phase()] += 1
                     kills -= 1
+                    self.tear(chance)
                 if not kills:
                     break
             self.finish()
+
+    def tear(self, chance: random.Random) -> None:
+        """After one kill in three the newest checkpoints lose their ends, as after a power failure."""
+        for path in (self.root / f"run{self.folders}").glob("checkpoints/*/*.pt"):
+            if not path.name.endswith(".previous.pt") and chance.random() < 1 / 3:
+                os.truncate(path, int(path.stat().st_size * chance.random()))
+                self.torn += 1
 
     def kill_at_points(self, points: list[str]) -> None:
         """Two a run, so that each process has enough of the run before it."""
@@ -363,6 +386,7 @@ def report(trials: list[Trial], command: str, seconds: float) -> str:
     return "\n".join([
         "# Runs that are killed", "", f"Made by `{command}` in {seconds / 60:.0f} minutes on {machine()}.", "", *rows, "",
         "Random kills (SIGKILL) hit these moments: " + ", ".join(f"{phase} {hit[phase]}" for phase in PHASES) + ".",
+        f"After these kills {sum(trial.torn for trial in trials)} checkpoints were cut; the ones before them had to serve.",
         "Exact points, each in a process of its own: " + "; ".join(POINTS) + ".",
         "SIGTERM and Ctrl-C: seconds from the signal to the end of the process, exit status 143 and 130 each time. Every run "
         "that was stopped was started again until it ended; its logs, times aside, were compared with those of an "
@@ -376,7 +400,7 @@ def main(argv: list[str] | None = None) -> int:
         return run_watched(Path(argv[1]), argv[2], int(argv[3]), argv[4], argv[5:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", type=int, default=50, metavar="N", help="kills at random moments, over all families (50)")
-    parser.add_argument("--signals", type=int, default=2, metavar="N", help="SIGTERM and Ctrl-C, each N times a family (2)")
+    parser.add_argument("--signals", type=int, default=1, metavar="N", help="SIGTERM and Ctrl-C, each N times a family (1)")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME", help="default: all")
     parser.add_argument("--points", nargs="*", choices=POINTS, default=list(POINTS), metavar="POINT", help="default: all")
     parser.add_argument("--fork", action="store_true", help="start runs as copies of this process")

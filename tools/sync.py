@@ -28,13 +28,15 @@ from pathlib import Path
 
 FOLDERS = ("MNIST", "EMNIST", "CIFAR", "Regression", "Transfer_Learning")
 # A script in one of these folders has every block whose origin is the script named here ...
-FAMILIES = {"MNIST": "MNIST/mnist.py", "EMNIST": "MNIST/mnist.py"}
+FAMILIES = {"MNIST": "MNIST/mnist.py", "EMNIST": "MNIST/mnist.py", "CIFAR": "MNIST/mnist.py",
+            "Transfer_Learning": "Transfer_Learning/tl_cifar10.py"}
 # ... except these: their data do not come from a class of torchvision that the others load in the same way, or their
 # augmentation is another one.
 EXCEPTIONS = {name: {"torchvision_source"} for name in (
     "MNIST/qmnist.py", "MNIST/optdigits.py", "EMNIST/emnist_digits.py", "EMNIST/emnist_letters.py", "EMNIST/emnist_balanced.py")}
 EXCEPTIONS["MNIST/optdigits.py"] |= {"download"}
 EXCEPTIONS["MNIST/fashion_mnist.py"] = {"perspective"}
+EXCEPTIONS |= {name: {"torchvision_source", "rotation", "perspective", "networks"} for name in ("CIFAR/cifar10.py", "CIFAR/cifar100.py")}
 
 BEGIN = re.compile(r"# >>> shared: (?P<name>\w+) \(origin (?P<origin>[^\s;()]+);")
 END = re.compile(r"# <<< shared: (?P<name>\w+)\s*$")
