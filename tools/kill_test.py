@@ -320,7 +320,7 @@ class Trial:
                     time.sleep(chance.random() * self.seconds)
                     wanted = next(phases)
                     while wanted and process.running() and process.phase() != wanted:
-                        pass
+                        time.sleep(0.0002)
                     time.sleep(chance.random() * 0.001)
                 process.send(signal.SIGKILL)
                 if process.wait() == -signal.SIGKILL:  # 0: it had ended before
