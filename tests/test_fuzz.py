@@ -189,7 +189,8 @@ def group_of(tmp_path, change, where):
 
 
 SETTINGS = {"epochs": 9, "batch_size": 65, "learning_rate": 0.02, "optimizer": "Adam", "rate_rule": "x0.5",
-            "augmentation": ["rotation10"], "mean": 0.1, "std": 0.2, "fc_dropout": 0.25, "selection": "best_test", "limit": 100, "precision": "bf16", "new": 1}
+            "augmentation": ["rotation10"], "mean": 0.1, "std": 0.2, "fc_dropout": 0.25, "selection": "best_test", "limit": 100,
+            "precision": "bf16", "new": 1}
 
 
 @pytest.mark.parametrize("change, where", [({}, "settings"), *(({key: value}, "settings") for key, value in SETTINGS.items()),
