@@ -194,7 +194,7 @@ tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs
 	$(PYTHON) tools/precision.py
 .PHONY: kill-test fuzz
 kill-test: | $(PYTHON_READY) ## kill runs of all families fifty times and compare their logs (results/robustness.md)
-	$(PYTHON) tools/kill_test.py --data-dir $(DATA)
+	$(PYTHON) tools/kill_test.py --report results/robustness.md
 fuzz: | $(PYTHON_READY) ## 10,000 odd command lines a family, and 10,000 damaged logs
 	SPINALNET_FUZZ=10000 $(PYTHON) -m pytest -q tests/test_fuzz.py
 .PHONY: bench costs verify
@@ -224,7 +224,7 @@ clean: ## remove caches: __pycache__, .pytest_cache, .hypothesis
 	@find . \( -path ./.venv -o -path ./.git -o -path './$(DATA)' \) -prune -o -type d \
 	  \( -name __pycache__ -o -name .pytest_cache -o -name .hypothesis \) -prune -print -exec rm -rf {} +
 clean-unfinished: ## remove unfinished runs, which then start anew: checkpoints and .part logs
-	@find results -type f \( -name '*.part' -o -path 'results/checkpoints/*' \) -print -exec rm -f {} +
+	@find results -type f \( -name '*.part' -o -name '*.pid' -o -path 'results/checkpoints/*' \) -print -exec rm -f {} +
 
 .venv/.installed: requirements.txt
 	@$(PYTHON3) -c 'import sys; sys.exit("error: set PYTHON3= to a python 3.11 or later" * (sys.version_info < (3, 11)) or 0)'

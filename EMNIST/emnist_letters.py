@@ -49,26 +49,29 @@ the same log bit by bit; elsewhere it is another draw.
 """
 from __future__ import annotations
 
-import gzip
-import shutil
 import zipfile
 
 # >>> shared: imports (origin MNIST/mnist.py; edit there, then: make sync)
 import argparse
 import contextlib
 import dataclasses
+import errno
+import gzip
 import hashlib
 import http.client
+import io
 import json
 import math
 import os
 import pickle
 import platform
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 try:
@@ -189,11 +192,14 @@ EXTRA_OPTIONS: dict[str, dict] = {}  # command line options that only this exper
 
 
 # ---- Data ------------------------------------------------------------------------------------------------------------------
-# >>> shared: emnist_source (origin EMNIST/emnist_digits.py; edit there, then: make sync)
+# >>> shared: download (origin MNIST/mnist.py; edit there, then: make sync)
+STALLED = 60  # seconds without a byte after which a connection counts as broken; without a limit it may wait for ever
+
+
 @contextlib.contextmanager
 def replacing(path: Path):
     """A name beside `path` to write to; the file takes its place once it is complete, and is removed if that fails."""
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part
         os.replace(part, path)
@@ -201,51 +207,133 @@ def replacing(path: Path):
         part.unlink(missing_ok=True)
 
 
-def fetch_archive(archive: Path) -> None:
-    """NIST's archive of all splits, its checksum verified; a transfer that breaks begins anew, once."""
-    for last in (False, True):
-        print(f"{DATASET}: fetching 562 MB, one archive for all splits, to {archive}", file=sys.stderr)
+def md5_of(path: Path) -> str | None:
+    """In hexadecimal digits; None if there is no such file."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+        return digest.hexdigest()
+    return None
+
+
+def fetch(path: Path, urls: list[str], md5: str, download: bool) -> None:
+    """The file with this checksum at `path`, from the first address that has it, each tried twice, unless it is there.
+
+    Raises RuntimeError that says what each address answered, or that the file is missing or damaged and not to be downloaded.
+    """
+    found = md5_of(path)
+    if found == md5:
+        return
+    if not download:
+        raise RuntimeError(f"{path.name} is missing" if found is None else f"the checksum of {path.name} is wrong")
+    failures = {}
+    for url in urls * 2:
+        print(f"{DATASET}: fetching {path} from {url}", file=sys.stderr)
+        digest = hashlib.md5(usedforsecurity=False)
+        request = urllib.request.Request(url, headers={"User-Agent": "pytorch/vision"})  # some servers refuse Python's own
         try:
-            with replacing(archive) as part:
-                return torchvision.datasets.utils.download_url(SOURCE.url, archive.parent, part.name, SOURCE.md5)
+            with replacing(path) as part, open(part, "wb") as file:
+                with urllib.request.urlopen(request, timeout=STALLED) as answer, \
+                     tqdm(total=answer.length, unit="B", unit_scale=True, leave=False) as bar:
+                    while chunk := answer.read(2**18):
+                        digest.update(chunk)
+                        bar.update(len(chunk))
+                        with naming(path):
+                            file.write(chunk)
+                if digest.hexdigest() != md5:
+                    raise RuntimeError("it sent something else, or a corrupted file")
+            return
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            if last:
-                raise RuntimeError(f"{SOURCE.url}: {error}") from error
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS):
+                raise  # not the server's fault
+            failures[url] = str(error) or type(error).__name__
+    raise RuntimeError("; ".join(f"{url}: {why}" for url, why in failures.items()))
 
 
-def unpack(raw: Path, names: list[str], download: bool) -> None:
-    """The missing ones of these members of the archive, which is fetched if need be; one process at a time does this."""
-    archive = raw / "gzip.zip"
-    if not download and not archive.exists():
-        raise FileNotFoundError("neither its four files nor the archive are there")
-    raw.mkdir(parents=True, exist_ok=True)
-    with open(raw / "gzip.zip.lock", "w") as lock:
-        with contextlib.suppress(ImportError, OSError):  # Windows and some network folders: both work, which does no harm
-            import fcntl
+def read_idx(path: Path) -> Tensor:
+    """The array in a file of MNIST's format, uint8 or int64. Raises ValueError that says what is wrong with the file."""
+    content, kinds = path.read_bytes(), {8: numpy.dtype("u1"), 12: numpy.dtype(">i4")}
+    dims = int(re.search(r"-idx(\d)-", path.name)[1])  # the format puts it in the name: train-images-idx3-ubyte
+    first = 4 + 4 * dims
+    if len(content) < first or content[:2] != b"\0\0" or content[2] not in kinds or content[3] != dims:
+        what = "a web page" if b"<html" in content[:1000].lower() else "no file of MNIST's format" if content else "empty"
+        raise ValueError(f"{path.name} is {what}")
+    kind, shape = kinds[content[2]], [int.from_bytes(content[at : at + 4], "big") for at in range(4, first, 4)]
+    expected = first + math.prod(shape) * kind.itemsize
+    if len(content) != expected or dims == 3 and shape[1:] != [28, 28]:
+        raise ValueError(f"{path.name} has {len(content):,} bytes instead of {expected:,}, or images that are not 28 x 28")
+    with contextlib.suppress(FileNotFoundError):  # only files that this collection has unpacked have one
+        noted = path.with_name(f"{path.name}.sha256").read_text(encoding="utf-8", errors="replace").split()
+        if hashlib.sha256(content).hexdigest() not in noted:
+            raise ValueError(f"{path.name} is not what was unpacked: its checksum is wrong")
+    array = numpy.frombuffer(content, kind, offset=first).reshape(shape)
+    return torch.from_numpy(array.astype(numpy.int64 if kind.itemsize > 1 else numpy.uint8))
+
+
+def read_or_unpack(place: Path, names: list[str], read: callable, unpack: callable, download: bool) -> list:
+    """What `read(path)` gives for each of these files; those where it raises are first made anew.
+
+    `unpack(names)` yields the contents of that many files, from an archive that it has verified. A damaged file is kept as
+    NAME.damaged. Where all is well nothing is written. Raises RuntimeError that names the files.
+    """
+    def read_all() -> dict[str, str]:
+        wrong = {}
+        for name in names:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{DATASET}: waiting for another process that fetches or unpacks EMNIST", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        missing = [name for name in names if not (raw / name).exists()]
-        if missing and not torchvision.datasets.utils.check_integrity(archive, SOURCE.md5):
-            if not download:
-                raise RuntimeError(f"the checksum of {archive.name} is wrong")
-            fetch_archive(archive)
-        for name in missing:
-            with zipfile.ZipFile(archive) as members, members.open(f"gzip/{name}.gz") as packed, gzip.open(packed) as source, \
-                 replacing(raw / name) as part, open(part, "wb") as target:
-                shutil.copyfileobj(source, target, 2**20)
+                results[name] = results[name] if name in results else read(place / name)
+            except FileNotFoundError:
+                wrong[name] = f"{name} is missing"
+            except (OSError, ValueError, pickle.UnpicklingError) as error:
+                wrong[name] = str(error)
+        return wrong
+
+    results: dict = {}
+    wrong = read_all()
+    if wrong:
+        try:
+            if not download and not place.exists():
+                raise FileNotFoundError(f"there is no folder {place}")
+            with one_at_a_time(place):
+                wrong = read_all()  # the process that was waited for may have mended them
+                with contextlib.suppress(OSError):
+                    for left in place.glob("*.part"):  # by a process that was killed
+                        left.unlink()
+                for name, content in zip(wrong, unpack(list(wrong))):
+                    path = place / name
+                    if path.exists():
+                        print(f"note: {wrong[name]}; it is kept as {name}.damaged and unpacked anew", file=sys.stderr)
+                        os.replace(path, path.with_name(f"{name}.damaged"))
+                    with naming(path), replacing(path) as part:
+                        part.write_bytes(content)
+                    with replacing(path.with_name(f"{name}.sha256")) as part:  # as `sha256sum -c` reads it
+                        part.write_text(f"{hashlib.sha256(content).hexdigest()}  {name}\n", encoding="utf-8")
+                wrong = read_all()
+        except Exception as error:
+            raise RuntimeError("; ".join([*wrong.values(), str(error)])) from error
+        if wrong:
+            raise RuntimeError("; ".join(wrong.values()))
+    return [results[name] for name in names]
+# <<< shared: download
 
 
+# >>> shared: emnist_source (origin EMNIST/emnist_digits.py; edit there, then: make sync)
 def load_arrays(options: argparse.Namespace) -> list[Tensor]:
     """Train images (N, 28, 28) uint8, transposed as delivered, train labels (N,) int64, test images, test labels."""
-    raw = options.data_dir / "EMNIST" / "raw"  # where torchvision looks
-    names = [f"emnist-{SPLIT}-{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")]
-    if not all((raw / name).exists() for name in names):
-        unpack(raw, names, download=not options.no_download)
-    parts = [SOURCE(options.data_dir, split=SPLIT, train=train, download=False) for train in (True, False)]
-    return [tensor for part in parts for tensor in (part.data, part.targets - FIRST_LABEL[options.protocol])]
+    raw, download = options.data_dir / "EMNIST" / "raw", not options.no_download  # where torchvision looks
+    files = [f"emnist-{SPLIT}-{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")]
+
+    def unpack(names: list[str]):
+        """From NIST's archive of all splits; only these members are read, whatever else it may hold."""
+        archive = raw / "gzip.zip"
+        fetch(archive, [SOURCE.url], SOURCE.md5, download)
+        with zipfile.ZipFile(archive) as members:
+            for name in names:
+                yield gzip.decompress(members.read(f"gzip/{name}.gz"))
+
+    images, labels, test_images, test_labels = read_or_unpack(raw, files, read_idx, unpack, download)
+    first = FIRST_LABEL[options.protocol]
+    return [images, labels.long() - first, test_images, test_labels.long() - first]
 # <<< shared: emnist_source
 
 
@@ -270,10 +358,10 @@ class Data:
 def read_arrays(options: argparse.Namespace) -> list[Tensor]:
     """`load_arrays`, with every way in which data can be missing, damaged or foreign turned into a sentence."""
     try:
-        with contextlib.nullcontext() if options.no_download else one_at_a_time(options.data_dir):
-            arrays = load_arrays(options)
-    except (RuntimeError, AssertionError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError,
-            http.client.HTTPException) as error:
+        arrays = load_arrays(options)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files make a dozen libraries raise what they like
         reason = " ".join(str(error).split()) or type(error).__name__
         way_out = "run again without --no-download" if options.no_download else "check the network"
         raise UserError(f"{DATASET} cannot be read from {options.data_dir} ({reason.rstrip('.')}): delete any damaged files "
@@ -729,20 +817,25 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def holder_of(path: Path) -> str:
-    """Who has a file open, for a message: `process 123`, where the system tells (Linux)."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if int(link.parts[2]) != os.getpid() and link.samefile(path):
-                return f"process {link.parts[2]}"
-    return "another process"
+@contextlib.contextmanager
+def naming(path: Path):
+    """Makes an error in here say which file it is about; when a write fails, the operating system does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 class RunLog:
-    """The JSON-lines file of one run: `NAME.jsonl.part` while unfinished, `NAME.jsonl` as the last act."""
+    """The JSON-lines file of one run: `NAME.jsonl.part` while unfinished, `NAME.jsonl` as the last act.
+
+    The unfinished file is locked by the process that writes it, which the system undoes when that process dies; `NAME.pid`
+    says which one it is.
+    """
 
     def __init__(self, folder: Path, name: str):
-        self.path, self.part = folder / f"{name}.jsonl", folder / f"{name}.jsonl.part"
+        self.path, self.part, self.owner = (folder / f"{name}{suffix}" for suffix in (".jsonl", ".jsonl.part", ".pid"))
         self.file = None
 
     def open(self, start: dict, epochs_done: int) -> bool:
@@ -751,25 +844,38 @@ class RunLog:
         Returns whether it did; otherwise the file is begun anew. Raises UserError if another process has it open.
         """
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part, "a+b")
-        try:
-            import fcntl
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no flock; two runs at once are not detected there
-            pass
-        except OSError:
-            self.file.close()
-            raise UserError(f"{holder_of(self.part)} is writing {self.part}: wait for it, or stop it first") from None
-        self.file.seek(0)
-        lines = [line for line in self.file.readlines() if line.endswith(b"\n")]
-        same = epochs_done > 0 and len(lines) > epochs_done and self.comparable(lines[0]) == self.comparable(json.dumps(start))
-        self.file.truncate(sum(map(len, lines[: 1 + epochs_done])) if same else 0)
+        self.file = open(self.part, "a+b", buffering=0)  # nothing is left in a buffer when a write fails
+        with naming(self.part):
+            self.lock()
+            self.file.seek(0)
+            lines = [line + b"\n" for line in self.file.read().split(b"\n")[:-1]]  # what follows the last newline is torn
+            same = 0 < epochs_done < len(lines) and self.comparable(lines[0]) == self.comparable(json.dumps(start))
+            self.file.truncate(sum(map(len, lines[: 1 + epochs_done])) if same else 0)
         if not same:
             if len(lines) > 1:
                 print(f"note: {self.part.name} begins anew: it was made with other versions, settings or text of the script,"
                       " on another device, or its checkpoint is missing", file=sys.stderr)
             self.write(start)
         return same
+
+    def lock(self) -> None:
+        """Raises UserError if another process has this log, or has just finished it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock; two runs at once are not detected there
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            who = "one that does not say which it is"
+            with contextlib.suppress(OSError, ValueError):
+                who = self.owner.read_text(encoding="utf-8").strip() or who
+            raise UserError(f"another process ({who}) is writing {self.part}: wait for it, or stop it first") from None
+        except OSError:  # a file system without locks: as on Windows
+            return
+        if not self.part.exists() or not os.path.samestat(os.fstat(self.file.fileno()), self.part.stat()):
+            raise UserError(f"another process has just finished {self.path}: repeat the command")
+        self.owner.write_text(f"{os.getpid()} on {platform.node()}\n", encoding="utf-8")
 
     @staticmethod
     def comparable(line: bytes | str) -> dict | None:
@@ -782,27 +888,47 @@ class RunLog:
         return record
 
     def write(self, record: dict) -> None:
-        self.file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())  # before the checkpoint of the same epoch, which must not be ahead of the log
+        rest = json.dumps(record, allow_nan=False).encode() + b"\n"
+        with naming(self.part):
+            while rest:
+                rest = rest[self.file.write(rest) :]
+            os.fsync(self.file.fileno())  # before the checkpoint of the same epoch, which must not be ahead of the log
 
     def finish(self, record: dict) -> None:
         self.write(record)
+        self.owner.unlink(missing_ok=True)
         os.replace(self.part, self.path)
         self.file.close()
 
 
 class Checkpoint:
-    """The states after the last two epochs that were saved, each written atomically; a torn or foreign file counts as none."""
+    """The state after an epoch, with the one before it, each written atomically and followed by its SHA-256.
+
+    torch.load alone takes most altered bytes for numbers. A torn, altered or foreign file counts as none.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.previous, self.saved_at, self.cost = path, path.with_suffix(".previous.pt"), 0.0, 0.0
+        self.path, self.previous, self.partial = path, path.with_suffix(".previous.pt"), path.with_suffix(".tmp")
+        self.saved_at, self.cost = 0.0, 0.0
 
     def load(self, device: torch.device) -> dict | None:
-        """The newest state that can be read."""
         for path in (self.path, self.previous):
-            with contextlib.suppress(OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
-                return torch.load(path, map_location=device, weights_only=True)
+            try:
+                content = path.read_bytes()
+                if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+                    raise ValueError("its checksum is wrong")
+                state = torch.load(io.BytesIO(content[:-32]), map_location=device, weights_only=True)
+                if {"run", "state"} <= set(state):
+                    return state
+                reason = "it is no checkpoint of this collection"
+            except (FileNotFoundError, NotADirectoryError):  # the first also between the two renamings of `save`
+                continue
+            except torch.OutOfMemoryError:
+                raise
+            except (OSError, EOFError, LookupError, AttributeError, RuntimeError, TypeError, ValueError,
+                    pickle.PickleError) as error:
+                reason = str(error).partition("\n")[0]
+            print(f"note: {path} is not used: {reason}", file=sys.stderr)
         return None
 
     def save(self, state: dict) -> None:
@@ -811,19 +937,25 @@ class Checkpoint:
         if began - self.saved_at < 20 * self.cost:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".tmp")
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):  # the first one has none before it
+        content = io.BytesIO()
+        torch.save(state, content)  # not into the file: on a full disk torch raises a RuntimeError that says nothing
+        content.write(hashlib.sha256(content.getbuffer()).digest())
+        try:
+            with naming(self.partial), open(self.partial, "wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self.partial.unlink(missing_ok=True)  # a half file would fill the disk for the other runs
+            raise
+        with contextlib.suppress(FileNotFoundError):
             os.replace(self.path, self.previous)
-        os.replace(partial, self.path)
+        os.replace(self.partial, self.path)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - began
 
     def remove(self) -> None:
-        for path in (self.path, self.previous, self.path.with_suffix(".tmp")):
+        for path in (self.path, self.previous, self.partial):
             path.unlink(missing_ok=True)
 # <<< shared: log
 
@@ -863,6 +995,8 @@ class Run:
                       "diverged": False}
         self.best_weights: dict | None = None
         self.finished = self.log.path.exists() and not options.overwrite
+        if self.finished and not self.log.part.exists():  # a process was killed between its last two acts
+            self.checkpoint.remove()
 
     def describe(self, network: nn.Module) -> dict:
         """The first line of the log: everything that decides the numbers, and where they come from."""
@@ -1017,6 +1151,8 @@ def number(low: float, below: float, kind: type = float) -> callable:
     """An argparse type: a number of that kind in [low, below)."""
     def convert(text: str) -> float:
         try:
+            if not re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text):  # Python also takes 1_0, spaces and foreign digits
+                raise ValueError
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {text!r}") from None
@@ -1031,6 +1167,13 @@ def whole(low: int) -> callable:
     return number(low, 2**31, int)
 
 
+def folder(text: str) -> Path:
+    """An argparse type: the path of a folder, there or not."""
+    if not text.strip() or not text.isprintable():  # also what is no text at all, which could not be printed
+        raise argparse.ArgumentTypeError(f"must be the name of a folder, not {text!r}")
+    return Path(text)
+
+
 def common_options(parser: argparse.ArgumentParser) -> None:
     """Flags that mean the same in every script."""
     parser.add_argument("--protocol", choices=("published", "corrected"), default="published",
@@ -1040,7 +1183,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=number(1e-9, math.inf), metavar="RATE", help="first learning rate; default: as published")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="first seed (default: 0)")
     parser.add_argument("--runs", type=whole(1), default=1, metavar="N", help="repeat with seeds seed..seed+N-1 (default: 1)")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--results-dir", type=folder, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1")
     parser.add_argument("--quiet", action="store_true", help="print the results only")
     parser.add_argument("--overwrite", action="store_true", help="run again what is already finished")
@@ -1053,7 +1196,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
+        if device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index is not None:
             raise RuntimeError
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
@@ -1073,15 +1216,21 @@ def guarded(work: callable, argv: list[str] | None) -> int:
         work(argv)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except torch.OutOfMemoryError:
-        print("error: the device has too little memory: choose a smaller --batch-size, or --device cpu", file=sys.stderr)
+        message = str(error)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its "
-              "permissions and the space on the disk", file=sys.stderr)
+        message = f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its rights" \
+                  " and the space on the disk, then repeat the command; a run goes on after the last epoch that was saved"
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            message = "the device has too little memory: choose a smaller --batch-size, or --device cpu"
+        elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "overflow" in str(error):
+            message = "this machine has too little memory for a network or a batch of this size: choose smaller ones"
+        else:
+            raise
     except KeyboardInterrupt as stop:
         print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
         return 143 if "terminated" in stop.args else 130
+    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)  # one line
     return 2
 # <<< shared: options
 
@@ -1097,7 +1246,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fc-dropout", type=number(0, 1), metavar="P",
                         help="dropout before the output layer of either head, to tell its effect from the head's (Q5)")
     common_options(parser)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+    parser.add_argument("--data-dir", type=folder, default=Path("data"), metavar="DIR", help="default: data")
     parser.add_argument("--precision", choices=("fp32", "bf16"),
                         help="default: bf16 where that is faster and proved to be as accurate, else fp32")
     parser.add_argument("--limit", type=whole(2), metavar="N", help="only the first N training and test images: a smoke run")

@@ -32,18 +32,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
+import gzip
 import hashlib
 import http.client
+import io
 import json
 import math
 import os
 import pickle
 import platform
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 try:
@@ -290,6 +295,8 @@ def number(low: float, below: float, kind: type = float) -> callable:
     """An argparse type: a number of that kind in [low, below)."""
     def convert(text: str) -> float:
         try:
+            if not re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text):  # Python also takes 1_0, spaces and foreign digits
+                raise ValueError
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {text!r}") from None
@@ -304,6 +311,13 @@ def whole(low: int) -> callable:
     return number(low, 2**31, int)
 
 
+def folder(text: str) -> Path:
+    """An argparse type: the path of a folder, there or not."""
+    if not text.strip() or not text.isprintable():  # also what is no text at all, which could not be printed
+        raise argparse.ArgumentTypeError(f"must be the name of a folder, not {text!r}")
+    return Path(text)
+
+
 def common_options(parser: argparse.ArgumentParser) -> None:
     """Flags that mean the same in every script."""
     parser.add_argument("--protocol", choices=("published", "corrected"), default="published",
@@ -313,7 +327,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=number(1e-9, math.inf), metavar="RATE", help="first learning rate; default: as published")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="first seed (default: 0)")
     parser.add_argument("--runs", type=whole(1), default=1, metavar="N", help="repeat with seeds seed..seed+N-1 (default: 1)")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--results-dir", type=folder, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1")
     parser.add_argument("--quiet", action="store_true", help="print the results only")
     parser.add_argument("--overwrite", action="store_true", help="run again what is already finished")
@@ -326,7 +340,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
+        if device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index is not None:
             raise RuntimeError
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
@@ -346,15 +360,21 @@ def guarded(work: callable, argv: list[str] | None) -> int:
         work(argv)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except torch.OutOfMemoryError:
-        print("error: the device has too little memory: choose a smaller --batch-size, or --device cpu", file=sys.stderr)
+        message = str(error)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its "
-              "permissions and the space on the disk", file=sys.stderr)
+        message = f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its rights" \
+                  " and the space on the disk, then repeat the command; a run goes on after the last epoch that was saved"
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            message = "the device has too little memory: choose a smaller --batch-size, or --device cpu"
+        elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "overflow" in str(error):
+            message = "this machine has too little memory for a network or a batch of this size: choose smaller ones"
+        else:
+            raise
     except KeyboardInterrupt as stop:
         print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
         return 143 if "terminated" in stop.args else 130
+    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)  # one line
     return 2
 # <<< shared: options
 
@@ -369,7 +389,7 @@ def work(argv: list[str] | None) -> None:
     parser.add_argument("--activation", choices=ACTIVATIONS, help="default: relu, tanh and leaky_relu")
     parser.add_argument("--bound", type=number(1e-6, 1e6), default=4.0, metavar="X", help="inputs lie in [-X, X] (default: 4)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the random network (default: 0)")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--results-dir", type=folder, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--no-figure", action="store_true", help="the table only")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

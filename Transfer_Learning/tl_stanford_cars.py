@@ -44,18 +44,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
+import gzip
 import hashlib
 import http.client
+import io
 import json
 import math
 import os
 import pickle
 import platform
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 try:
@@ -696,20 +701,25 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def holder_of(path: Path) -> str:
-    """Who has a file open, for a message: `process 123`, where the system tells (Linux)."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if int(link.parts[2]) != os.getpid() and link.samefile(path):
-                return f"process {link.parts[2]}"
-    return "another process"
+@contextlib.contextmanager
+def naming(path: Path):
+    """Makes an error in here say which file it is about; when a write fails, the operating system does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 class RunLog:
-    """The JSON-lines file of one run: `NAME.jsonl.part` while unfinished, `NAME.jsonl` as the last act."""
+    """The JSON-lines file of one run: `NAME.jsonl.part` while unfinished, `NAME.jsonl` as the last act.
+
+    The unfinished file is locked by the process that writes it, which the system undoes when that process dies; `NAME.pid`
+    says which one it is.
+    """
 
     def __init__(self, folder: Path, name: str):
-        self.path, self.part = folder / f"{name}.jsonl", folder / f"{name}.jsonl.part"
+        self.path, self.part, self.owner = (folder / f"{name}{suffix}" for suffix in (".jsonl", ".jsonl.part", ".pid"))
         self.file = None
 
     def open(self, start: dict, epochs_done: int) -> bool:
@@ -718,25 +728,38 @@ class RunLog:
         Returns whether it did; otherwise the file is begun anew. Raises UserError if another process has it open.
         """
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part, "a+b")
-        try:
-            import fcntl
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no flock; two runs at once are not detected there
-            pass
-        except OSError:
-            self.file.close()
-            raise UserError(f"{holder_of(self.part)} is writing {self.part}: wait for it, or stop it first") from None
-        self.file.seek(0)
-        lines = [line for line in self.file.readlines() if line.endswith(b"\n")]
-        same = epochs_done > 0 and len(lines) > epochs_done and self.comparable(lines[0]) == self.comparable(json.dumps(start))
-        self.file.truncate(sum(map(len, lines[: 1 + epochs_done])) if same else 0)
+        self.file = open(self.part, "a+b", buffering=0)  # nothing is left in a buffer when a write fails
+        with naming(self.part):
+            self.lock()
+            self.file.seek(0)
+            lines = [line + b"\n" for line in self.file.read().split(b"\n")[:-1]]  # what follows the last newline is torn
+            same = 0 < epochs_done < len(lines) and self.comparable(lines[0]) == self.comparable(json.dumps(start))
+            self.file.truncate(sum(map(len, lines[: 1 + epochs_done])) if same else 0)
         if not same:
             if len(lines) > 1:
                 print(f"note: {self.part.name} begins anew: it was made with other versions, settings or text of the script,"
                       " on another device, or its checkpoint is missing", file=sys.stderr)
             self.write(start)
         return same
+
+    def lock(self) -> None:
+        """Raises UserError if another process has this log, or has just finished it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock; two runs at once are not detected there
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            who = "one that does not say which it is"
+            with contextlib.suppress(OSError, ValueError):
+                who = self.owner.read_text(encoding="utf-8").strip() or who
+            raise UserError(f"another process ({who}) is writing {self.part}: wait for it, or stop it first") from None
+        except OSError:  # a file system without locks: as on Windows
+            return
+        if not self.part.exists() or not os.path.samestat(os.fstat(self.file.fileno()), self.part.stat()):
+            raise UserError(f"another process has just finished {self.path}: repeat the command")
+        self.owner.write_text(f"{os.getpid()} on {platform.node()}\n", encoding="utf-8")
 
     @staticmethod
     def comparable(line: bytes | str) -> dict | None:
@@ -749,27 +772,47 @@ class RunLog:
         return record
 
     def write(self, record: dict) -> None:
-        self.file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())  # before the checkpoint of the same epoch, which must not be ahead of the log
+        rest = json.dumps(record, allow_nan=False).encode() + b"\n"
+        with naming(self.part):
+            while rest:
+                rest = rest[self.file.write(rest) :]
+            os.fsync(self.file.fileno())  # before the checkpoint of the same epoch, which must not be ahead of the log
 
     def finish(self, record: dict) -> None:
         self.write(record)
+        self.owner.unlink(missing_ok=True)
         os.replace(self.part, self.path)
         self.file.close()
 
 
 class Checkpoint:
-    """The states after the last two epochs that were saved, each written atomically; a torn or foreign file counts as none."""
+    """The state after an epoch, with the one before it, each written atomically and followed by its SHA-256.
+
+    torch.load alone takes most altered bytes for numbers. A torn, altered or foreign file counts as none.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.previous, self.saved_at, self.cost = path, path.with_suffix(".previous.pt"), 0.0, 0.0
+        self.path, self.previous, self.partial = path, path.with_suffix(".previous.pt"), path.with_suffix(".tmp")
+        self.saved_at, self.cost = 0.0, 0.0
 
     def load(self, device: torch.device) -> dict | None:
-        """The newest state that can be read."""
         for path in (self.path, self.previous):
-            with contextlib.suppress(OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
-                return torch.load(path, map_location=device, weights_only=True)
+            try:
+                content = path.read_bytes()
+                if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+                    raise ValueError("its checksum is wrong")
+                state = torch.load(io.BytesIO(content[:-32]), map_location=device, weights_only=True)
+                if {"run", "state"} <= set(state):
+                    return state
+                reason = "it is no checkpoint of this collection"
+            except (FileNotFoundError, NotADirectoryError):  # the first also between the two renamings of `save`
+                continue
+            except torch.OutOfMemoryError:
+                raise
+            except (OSError, EOFError, LookupError, AttributeError, RuntimeError, TypeError, ValueError,
+                    pickle.PickleError) as error:
+                reason = str(error).partition("\n")[0]
+            print(f"note: {path} is not used: {reason}", file=sys.stderr)
         return None
 
     def save(self, state: dict) -> None:
@@ -778,19 +821,25 @@ class Checkpoint:
         if began - self.saved_at < 20 * self.cost:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".tmp")
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):  # the first one has none before it
+        content = io.BytesIO()
+        torch.save(state, content)  # not into the file: on a full disk torch raises a RuntimeError that says nothing
+        content.write(hashlib.sha256(content.getbuffer()).digest())
+        try:
+            with naming(self.partial), open(self.partial, "wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self.partial.unlink(missing_ok=True)  # a half file would fill the disk for the other runs
+            raise
+        with contextlib.suppress(FileNotFoundError):
             os.replace(self.path, self.previous)
-        os.replace(partial, self.path)
+        os.replace(self.partial, self.path)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - began
 
     def remove(self) -> None:
-        for path in (self.path, self.previous, self.path.with_suffix(".tmp")):
+        for path in (self.path, self.previous, self.partial):
             path.unlink(missing_ok=True)
 # <<< shared: log
 
@@ -835,6 +884,8 @@ class Run:
         self.checkpoint = Checkpoint(options.results_dir / "checkpoints" / SCRIPT / f"{self.name}.pt")
         self.finished = team.first(self.log.path.exists) and not options.overwrite
         if self.finished:
+            if not self.log.part.exists():  # a process was killed between its last two acts
+                self.checkpoint.remove()
             return
         weights = False if options.weights == "none" else options.weights
         if weights and team.size > 1:
@@ -1021,6 +1072,8 @@ def number(low: float, below: float, kind: type = float) -> callable:
     """An argparse type: a number of that kind in [low, below)."""
     def convert(text: str) -> float:
         try:
+            if not re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text):  # Python also takes 1_0, spaces and foreign digits
+                raise ValueError
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {text!r}") from None
@@ -1035,6 +1088,13 @@ def whole(low: int) -> callable:
     return number(low, 2**31, int)
 
 
+def folder(text: str) -> Path:
+    """An argparse type: the path of a folder, there or not."""
+    if not text.strip() or not text.isprintable():  # also what is no text at all, which could not be printed
+        raise argparse.ArgumentTypeError(f"must be the name of a folder, not {text!r}")
+    return Path(text)
+
+
 def common_options(parser: argparse.ArgumentParser) -> None:
     """Flags that mean the same in every script."""
     parser.add_argument("--protocol", choices=("published", "corrected"), default="published",
@@ -1044,7 +1104,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=number(1e-9, math.inf), metavar="RATE", help="first learning rate; default: as published")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="first seed (default: 0)")
     parser.add_argument("--runs", type=whole(1), default=1, metavar="N", help="repeat with seeds seed..seed+N-1 (default: 1)")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--results-dir", type=folder, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1")
     parser.add_argument("--quiet", action="store_true", help="print the results only")
     parser.add_argument("--overwrite", action="store_true", help="run again what is already finished")
@@ -1057,7 +1117,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
+        if device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index is not None:
             raise RuntimeError
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
@@ -1077,15 +1137,21 @@ def guarded(work: callable, argv: list[str] | None) -> int:
         work(argv)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except torch.OutOfMemoryError:
-        print("error: the device has too little memory: choose a smaller --batch-size, or --device cpu", file=sys.stderr)
+        message = str(error)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its "
-              "permissions and the space on the disk", file=sys.stderr)
+        message = f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its rights" \
+                  " and the space on the disk, then repeat the command; a run goes on after the last epoch that was saved"
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            message = "the device has too little memory: choose a smaller --batch-size, or --device cpu"
+        elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "overflow" in str(error):
+            message = "this machine has too little memory for a network or a batch of this size: choose smaller ones"
+        else:
+            raise
     except KeyboardInterrupt as stop:
         print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
         return 143 if "terminated" in stop.args else 130
+    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)  # one line
     return 2
 # <<< shared: options
 
@@ -1113,7 +1179,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=whole(16), metavar="N", help=f"a smoke run on small images; default: {IMAGE_SIZE}")
     parser.add_argument("--workers", type=whole(0), metavar="N",
                         help="processes that decode and augment; default: one a core, 8 at most; changes no number")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+    parser.add_argument("--data-dir", type=folder, default=Path("data"), metavar="DIR", help="default: data")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on CUDA, else fp32")
     parser.add_argument("--limit", type=whole(2), metavar="N", help="only N images of each part: a smoke run")
     parser.add_argument("--no-download", action="store_true", help="use the data that are there")
