@@ -241,15 +241,15 @@ def read_idx(path: Path) -> Tensor:
     first = 4 + 4 * dims
     if len(content) < first or content[:2] != b"\0\0" or content[2] not in kinds or content[3] != dims:
         what = "a web page" if b"<html" in content[:1000].lower() else "no file of MNIST's format" if content else "empty"
-        raise ValueError(f"{path.name} is {what}")
+        raise ValueError(what)
     kind, shape = kinds[content[2]], [int.from_bytes(content[at : at + 4], "big") for at in range(4, first, 4)]
     expected = first + math.prod(shape) * kind.itemsize
     if len(content) != expected or dims == 3 and shape[1:] != [28, 28]:
-        raise ValueError(f"{path.name} has {len(content):,} bytes instead of {expected:,}, or images that are not 28 x 28")
+        raise ValueError(f"{len(content):,} bytes instead of {expected:,}, or images that are not 28 x 28")
     with contextlib.suppress(FileNotFoundError):  # only files that this collection has unpacked have one
         noted = path.with_name(f"{path.name}.sha256").read_text(encoding="utf-8", errors="replace").split()
         if hashlib.sha256(content).hexdigest() not in noted:
-            raise ValueError(f"{path.name} is not what was unpacked: its checksum is wrong")
+            raise ValueError("not what was unpacked: its checksum is wrong")
     array = numpy.frombuffer(content, kind, offset=first).reshape(shape)
     return torch.from_numpy(array.astype(numpy.int64 if kind.itemsize > 1 else numpy.uint8))
 
@@ -266,9 +266,9 @@ def read_or_unpack(place: Path, names: list[str], read: callable, unpack: callab
             try:
                 results[name] = results[name] if name in results else read(place / name)
             except FileNotFoundError:
-                wrong[name] = f"{name} is missing"
+                wrong[name] = f"{name}: missing"
             except (OSError, ValueError, pickle.UnpicklingError) as error:
-                wrong[name] = str(error)
+                wrong[name] = f"{name}: {error}"
         return wrong
 
     results: dict = {}
