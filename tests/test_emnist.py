@@ -207,7 +207,7 @@ def options_of(split, folder, *more):
 def unpacked(folder):
     raw = folder / "EMNIST" / "raw"
     return {path.name: path.read_bytes() for path in raw.glob("*")
-            if path.name not in ("gzip.zip", "download.lock") and path.suffix not in (".sha256", ".damaged")}
+            if path.name not in ("gzip.zip", ".lock") and path.suffix not in (".sha256", ".damaged")}
 
 
 def write_raw(folder, split, **counts):
