@@ -1,4 +1,6 @@
 """Runs survive what happens to them: kills at any point, torn checkpoints, full disks, twins. `make kill-test` does more of it."""
+import hashlib
+import io
 import json
 import os
 import pickle
@@ -12,45 +14,44 @@ import pytest
 import torch
 from conftest import ROOT, load_script
 
-sys.path.insert(0, str(ROOT / "tools"))
-import kill_test  # noqa: E402
-
+kill_test = load_script("tools/kill_test")
 optdigits = load_script("MNIST/optdigits")
 COMMAND = [sys.executable, str(ROOT / "MNIST/optdigits.py"), "--head", "spinal", "--protocol", "corrected", "--quiet"]
 
 
-# ---- Kills -----------------------------------------------------------------------------------------------------------------
-def test_killed_runs_end_like_undisturbed_ones(tmp_path, capsys):
-    """A few kills inside the run, at points drawn from a seed; the committed results/robustness.md is of fifty."""
-    assert kill_test.main(["--kills", "6", "--only", "MNIST", "Regression, tables", "--seed", "3", "--output", str(tmp_path / "page.md")]) == 0
-    page = (tmp_path / "page.md").read_text()
-    assert page.count("| equal |") == 2 and "6 kills in" in page
+# ---- Kills and signals -----------------------------------------------------------------------------------------------------
+def kill_test_of(root, *flags):
+    """The finished `tools/kill_test.py` of the collection in that folder; forks are faster than fresh interpreters."""
+    return subprocess.run([sys.executable, str(root / "tools/kill_test.py"), "--fork", *flags], capture_output=True, text=True)
 
 
-def test_the_kill_test_can_fail(tmp_path, monkeypatch):
-    """A script that loses an epoch when it is resumed is found out."""
-    script = tmp_path / "MNIST" / "optdigits.py"
-    script.parent.mkdir()
-    text = (ROOT / "MNIST/optdigits.py").read_text()
-    assert text.count('torch.manual_seed(seed_of(self.seed, "dropout", epoch))') == 1
-    script.write_text(text.replace('torch.manual_seed(seed_of(self.seed, "dropout", epoch))', "torch.manual_seed(os.getpid())"))
-    monkeypatch.setattr(kill_test, "ROOT", tmp_path)
-    monkeypatch.setattr(kill_test, "CASES", (("MNIST", "MNIST/optdigits.py", ("--epochs", "3", "--limit", "300"), None),))
-    assert kill_test.main(["--kills", "1", "--output", str(tmp_path / "page.md")]) == 1
-    assert "DIFFERENT" in (tmp_path / "page.md").read_text()
+def test_killed_runs_end_like_undisturbed_ones(tmp_path):
+    """A few kills; the committed results/robustness.md is of all of them. Also SIGTERM and Ctrl-C, once each."""
+    points = ["after an evaluation, before its line", "half a log line written", "half a checkpoint written",
+              "between the two renamings", "log renamed, checkpoint not yet removed"]
+    done = kill_test_of(ROOT, "--random", "2", "--families", "Regression", "--points", *points)
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "synthetic_regression" in line).split("|")
+    assert [cell.strip() for cell in row[2:4]] == ["2", "5"] and row[6].strip() == "0"
+    assert all(float(cell.split()[0]) < 2 for cell in row[7:9])  # one second, two for a loaded machine
 
 
-@pytest.mark.parametrize("stop, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stop_is_obeyed_within_a_second_of_the_step(tmp_path, stop, status):
-    """Steps take milliseconds here; two seconds are for a loaded machine."""
-    process = subprocess.Popen([*COMMAND, "--epochs", "400", "--results-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True)
-    while not any(len(path.read_text().splitlines()) > 3 for path in tmp_path.glob("logs/*/*.part")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(stop)
-    began = time.monotonic()
-    assert process.wait(30) == status and time.monotonic() - began < 2
-    assert process.stderr.read().count("\n") == 1
+@pytest.mark.parametrize("bad, good, complaint", [
+    ("torch.manual_seed(os.getpid())", 'torch.manual_seed(seed_of(self.seed, "dropout", epoch))', "differs: MNIST: run0/"),
+    ("pass", "self.optimizer.load_state_dict(saved[\"optimizer\"])", "differs: MNIST: run0/"),
+    ("if False:", "if self.finished and not self.log.part.exists():  # a process was", "left over")])
+def test_the_kill_test_finds_what_is_wrong(tmp_path, bad, good, complaint):
+    """A run that forgets its random numbers or its optimiser when it is resumed, or leaves something behind, is found out."""
+    for name in ("tools/kill_test.py", "MNIST/optdigits.py"):
+        (tmp_path / name).parent.mkdir()
+        text = (ROOT / name).read_text()
+        if name.startswith("MNIST"):
+            assert text.count(good) == 1
+            text = text.replace(good, bad)
+        (tmp_path / name).write_text(text)
+    point = "log renamed, checkpoint not yet removed" if complaint == "left over" else "checkpoint renamed"
+    done = kill_test_of(tmp_path, "--random", "0", "--signals", "0", "--families", "MNIST", "--points", point)
+    assert done.returncode == 1 and complaint in done.stderr, done.stderr
 
 
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------------
@@ -59,12 +60,12 @@ def test_the_checkpoint_before_serves_when_the_newest_is_torn(tmp_path):
     assert checkpoint.load(torch.device("cpu")) is None
     for epoch in (1, 2, 3):
         checkpoint.saved_at = checkpoint.cost = 0.0  # not too soon after the last
-        checkpoint.save({"epoch": epoch, "weights": torch.ones(1000)})
-    assert checkpoint.load(torch.device("cpu"))["epoch"] == 3
+        checkpoint.save({"run": "name", "state": epoch, "weights": torch.ones(1000)})
+    assert checkpoint.load(torch.device("cpu"))["state"] == 3
     os.truncate(checkpoint.path, checkpoint.path.stat().st_size // 2)
-    assert checkpoint.load(torch.device("cpu"))["epoch"] == 2
+    assert checkpoint.load(torch.device("cpu"))["state"] == 2
     checkpoint.path.unlink()  # killed between the two renames
-    assert checkpoint.load(torch.device("cpu"))["epoch"] == 2
+    assert checkpoint.load(torch.device("cpu"))["state"] == 2
     checkpoint.previous.write_bytes(b"")
     assert checkpoint.load(torch.device("cpu")) is None
     (tmp_path / "run.tmp").write_bytes(b"half")
@@ -91,7 +92,7 @@ def test_a_run_goes_on_from_the_checkpoint_before(tmp_path, monkeypatch):
     assert optdigits.main([*command, str(tmp_path / "a")]) == 0
     assert trained == [1, 2, 3, 4, 5, 4, 5, 6]  # the state after epoch 4 was torn, that after epoch 3 was not
     assert optdigits.main([*command, str(tmp_path / "b")]) == 0
-    assert kill_test.without_times(tmp_path / "a") == kill_test.without_times(tmp_path / "b")
+    assert kill_test.logs_of(tmp_path / "a") == kill_test.logs_of(tmp_path / "b")
 
 
 def test_a_checkpoint_cannot_execute_anything(tmp_path):
@@ -99,12 +100,31 @@ def test_a_checkpoint_cannot_execute_anything(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    checkpoint = optdigits.Checkpoint(tmp_path / "run.pt")
-    torch.save({"evil": Evil()}, checkpoint.path)
-    checkpoint.previous.write_bytes(pickle.dumps(Evil()))
+    checkpoint, content = optdigits.Checkpoint(tmp_path / "run.pt"), io.BytesIO()
+    torch.save({"run": "name", "state": Evil()}, content)
+    for path, evil in ((checkpoint.path, content.getvalue()), (checkpoint.previous, pickle.dumps(Evil()))):
+        path.write_bytes(evil + hashlib.sha256(evil).digest())  # the checksum is right
     assert checkpoint.load(torch.device("cpu")) is None and not (tmp_path / "executed").exists()
     pickle.loads(pickle.dumps(Evil()))  # it would have
     assert (tmp_path / "executed").exists()
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path, capsys):
+    """torch.load alone takes most of them for numbers."""
+    checkpoint, unnoticed = optdigits.Checkpoint(tmp_path / "run.pt"), 0
+    checkpoint.save({"run": "name", "state": 1, "weights": torch.arange(300.0)})
+    content = checkpoint.path.read_bytes()
+    for at in range(0, len(content), 13):
+        changed = content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+        checkpoint.path.write_bytes(changed)
+        assert checkpoint.load(torch.device("cpu")) is None
+        try:
+            weights = torch.load(io.BytesIO(changed[:-32]), weights_only=True)["weights"]
+            unnoticed += not torch.equal(weights, torch.arange(300.0))
+        except Exception:
+            pass
+    assert unnoticed > 10  # without the checksum these would have been trained on
+    assert "run.pt is not used" in capsys.readouterr().err
 
 
 # ---- Disk ------------------------------------------------------------------------------------------------------------------
@@ -134,12 +154,25 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(small_disk, tmp_path):
     assert all(path.read_bytes() == content for path, content in earlier.items())
     stuffing.unlink()
     assert subprocess.run([*COMMAND, "--epochs", "5", "--results-dir", str(results)], capture_output=True).returncode == 0
-    found = kill_test.without_times(results)
-    assert {name: log for name, log in found.items() if "-e5-" in name} == kill_test.without_times(whole)
+    found = kill_test.logs_of(results)
+    assert {name: log for name, log in found.items() if "-e5-" in name} == kill_test.logs_of(whole)
+
+
+def test_files_that_may_not_grow_are_one_sentence_and_nothing_is_lost(tmp_path):
+    """The same without the right to mount: a limit on the size of files, first below a log's line, then below a checkpoint."""
+    resource = pytest.importorskip("resource")
+    command = [*COMMAND, "--epochs", "3", "--results-dir", str(tmp_path / "a")]
+    for limit, name in ((1_000, ".jsonl.part"), (20_000, ".tmp")):
+        done = subprocess.run(command, capture_output=True, text=True,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
+        assert name in done.stderr and "File too large" in done.stderr and not list(tmp_path.rglob("*.tmp"))
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert optdigits.main([*COMMAND[2:], "--epochs", "3", "--results-dir", str(tmp_path / "b")]) == 0
+    assert kill_test.logs_of(tmp_path / "a") == kill_test.logs_of(tmp_path / "b")
 
 
 # ---- Twins, divergence -----------------------------------------------------------------------------------------------------
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="which process has a file open is told by Linux alone")
 def test_the_second_of_two_runs_says_which_process_has_it(tmp_path):
     first = subprocess.Popen([*COMMAND, "--epochs", "400", "--results-dir", str(tmp_path)], stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("logs/*/*.part")):
@@ -148,14 +181,34 @@ def test_the_second_of_two_runs_says_which_process_has_it(tmp_path):
     time.sleep(0.2)
     command = [*COMMAND, "--epochs", "400", "--results-dir", str(tmp_path)]
     second = subprocess.run(command, capture_output=True, text=True)
-    assert second.returncode == 2 and f"process {first.pid} is writing" in second.stderr and second.stderr.count("\n") == 1
+    assert second.returncode == 2 and f"another process ({first.pid} on " in second.stderr and second.stderr.count("\n") == 1
     first.kill()
     first.wait()
-    third = subprocess.Popen(command, stderr=subprocess.PIPE)  # the dead one's lock is no obstacle
-    time.sleep(6)
-    assert third.poll() is None
-    third.kill()
-    third.communicate()
+    assert list(tmp_path.rglob("*.pid"))
+    third = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # the dead one's lock is no obstacle
+    (owner,), deadline = tmp_path.rglob("*.pid"), time.monotonic() + 60
+    while not owner.read_text().startswith(f"{third.pid} ") and time.monotonic() < deadline:
+        assert third.poll() is None
+        time.sleep(0.01)
+    third.send_signal(signal.SIGTERM)
+    assert third.wait(60) == 143
+
+
+def test_a_log_that_was_finished_while_we_waited_for_its_lock_is_not_cut(tmp_path, monkeypatch):
+    """The second process opens the unfinished file, the first one finishes it, the second one gets the lock."""
+    fcntl = pytest.importorskip("fcntl")
+    first, second, original = *(optdigits.RunLog(tmp_path, "run") for _ in range(2)), fcntl.flock
+    first.open({"event": "start"}, 0)
+
+    def late(file, how):
+        monkeypatch.setattr(fcntl, "flock", original)
+        first.finish({"event": "end"})
+        return original(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(optdigits.UserError, match="has just finished"):
+        second.open({"event": "start"}, 0)
+    assert (tmp_path / "run.jsonl").read_text().count("\n") == 2 and [path.name for path in tmp_path.iterdir()] == ["run.jsonl"]
 
 
 @pytest.mark.parametrize("script, arguments", [

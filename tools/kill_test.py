@@ -124,6 +124,7 @@ class HalfWriter:
 
 def run_watched(shared: Path, counted: str, number: int, script: str, argv: list[str]) -> int:
     """The script's main, watched. Its exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     watch = Watch(shared, counted, number)
     module = load(script)
     import torch
