@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,42 +19,84 @@ from report import logs as report_logs  # noqa: E402
 CASES = int(os.environ.get("SPINALNET_FUZZ", "300"))
 FUZZ = settings(max_examples=CASES, deadline=None, derandomize=True, database=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-SCRIPTS = ["MNIST/optdigits", "EMNIST/emnist_letters", "CIFAR/cifar100", "Regression/synthetic_regression", "Regression/tabular",
-           "Transfer_Learning/tl_cifar10"]
-FLAGS = ["--network", "--head", "--layers", "--width", "--protocol", "--epochs", "--batch-size", "--lr", "--seed", "--runs", "--precision",
-         "--limit", "--fc-dropout", "--device", "--function", "--noise", "--csv", "--target", "--demo", "--splits", "--validation", "--test",
-         "--weights", "--image-size", "--accumulate", "--workers", "--quiet", "--overwrite", "--no-download", "--nonsense", "--"]
-VALUES = ["", " ", "0", "-1", "1", "2", "8", "1e400", "-1e400", "nan", "inf", "1.5", "1e-300", "9" * 40, "0x10", "1_0", "٣", "½", "cnn", "vgg5",
-          "fc", "spinal", "both", "published", "corrected", "fp32", "bf16", "sum", "diabetes", "none", "\x00", "a\nb", "--head", "../..", "💥"]
-WHOLE, REAL = ("layers", "width", "epochs", "batch_size", "runs", "limit", "splits"), ("lr",)
+SCRIPTS = ["MNIST/optdigits", "EMNIST/emnist_letters", "CIFAR/cifar100", "Regression/synthetic_regression",
+           "Regression/tabular", "Transfer_Learning/tl_cifar10"]
+FLAGS = ["--network", "--head", "--layers", "--width", "--protocol", "--epochs", "--batch-size", "--lr", "--seed", "--runs",
+         "--precision", "--limit", "--fc-dropout", "--device", "--function", "--noise", "--csv", "--target", "--demo", "--splits",
+         "--validation", "--test", "--weights", "--image-size", "--accumulate", "--workers", "--quiet", "--overwrite",
+         "--no-download", "--nonsense", "--", "--results-dir", "--data-dir"]
+VALUES = ["", " ", "0", "-1", "1", "2", "8", "+3", " 5", "1e400", "-1e400", "nan", "inf", "1.5", "1e-300", "1e-3", "9" * 40,
+          "9" * 5000, "0x10", "1_0", "٣", "１２", "½", "cnn", "vgg5", "fc", "spinal", "both", "published", "corrected", "fp32",
+          "bf16", "sum", "diabetes", "none", "\x00", "a\nb", "--head", "../..", "💥", "\udcff", "cpu", "cpu:7", "cuda:99", "meta"]
+WHOLE = ["--layers", "--width", "--epochs", "--batch-size", "--seed", "--runs", "--limit", "--splits", "--image-size",
+         "--accumulate", "--workers"]
+ARGUMENT = st.one_of(st.sampled_from(VALUES), st.text(max_size=6), st.none())
+REAL, FOLDERS = ["--lr", "--fc-dropout"], ["--results-dir", "--data-dir"]
+PLAIN = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # ours, not the scripts' reading of a number
+
+
+class Reached(BaseException):
+    """The command line was taken for good: what follows are data and training."""
+
+
+def typed(script, arguments):
+    """(exit status or Reached, options, standard error) of a script's main up to its choice of a device."""
+    module, taken, errors = load_script(script), [], io.StringIO()
+    parse, choose = module.parse_arguments, module.choose_device
+
+    def parse_arguments(argv):
+        taken.append(parse(argv))
+        return taken[-1]
+
+    def choose_device(name):
+        choose(name)
+        raise Reached
+
+    module.parse_arguments, module.choose_device = parse_arguments, choose_device
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            code = module.main(arguments)
+    except Reached:
+        code = Reached
+    finally:
+        module.parse_arguments, module.choose_device = parse, choose
+    return code, taken[-1] if taken else None, errors.getvalue()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_command_line_is_read_or_refused_in_one_sentence(script):
-    module = load_script(script)
+def test_a_command_line_is_taken_as_it_is_written_or_refused_in_one_sentence(script, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen = set()
 
     @FUZZ
-    @given(st.lists(st.tuples(st.sampled_from(FLAGS), st.one_of(st.sampled_from(VALUES), st.text(max_size=6), st.none())), max_size=5))
+    @given(st.lists(st.tuples(st.sampled_from(FLAGS), ARGUMENT), max_size=4))
     def check(pairs):
         arguments = [part for flag, value in pairs for part in ((flag,) if value is None else (flag, value))]
-        errors = io.StringIO()
-        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            try:
-                options = module.parse_arguments(arguments)
-            except module.UserError as error:
-                assert str(error).strip() and not errors.getvalue()
-                return
-        for name in WHOLE:
-            value = getattr(options, name, None)
-            assert value is None or type(value) is int and 1 <= value < 2**31, (name, value)
-        for name in REAL:
-            value = getattr(options, name, None)
-            assert value is None or math.isfinite(value) and value > 0, (name, value)
-        for name, low, high in (("fc_dropout", 0, 1), ("validation", 0, 1), ("seed", 0, 2**31)):
-            value = getattr(options, name, None)
-            assert value is None or type(value) in (int, float) and low <= value < high or name != "seed" and isinstance(value, str)
+        code, options, errors = typed(script, ["--demo", "diabetes", *arguments] if script.endswith("tabular") else arguments)
+        seen.add(code)
+        if code == 2:
+            assert errors.startswith("error: ") and errors.count("\n") == 1 and errors[:-1].isprintable() and len(errors) > 20
+            return
+        assert code is Reached and not errors
+        for flag, value in dict(pairs).items():
+            name = flag[2:].replace("-", "_")
+            if value is None or not hasattr(options, name):
+                continue
+            found = getattr(options, name)
+            if flag in WHOLE + REAL:
+                assert PLAIN.fullmatch(value) and float(value) == found and math.isfinite(found) and found >= 0, (flag, value)
+                assert flag in REAL or type(found) is int and (found > 0 or flag in ("--seed", "--workers")), (flag, value)
+            elif flag in FOLDERS:
+                assert value.strip() and value.isprintable() and str(found) == str(Path(value))
+            elif flag == "--device":
+                assert value in ("cpu", "auto")
+        for flag in ("--lr", "--epochs", "--batch-size", "--runs"):
+            found = getattr(options, flag[2:].replace("-", "_"), 1)
+            assert found is None or found > 0
 
     check()
+    assert seen == {2, Reached}
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -66,7 +109,8 @@ def test_a_refusal_is_exit_status_2_and_leaves_nothing(script, tmp_path, monkeyp
 
 
 REAL_LOGS = [ROOT / "results/logs" / name for name in (
-    "mnist/cnn-fc-published-s0.jsonl", "mnist/cnn-spinal6x8-corrected-s3.jsonl", "synthetic_regression/mlp-fc-corrected-sum-s0.jsonl",
+    "mnist/cnn-fc-published-s0.jsonl", "mnist/cnn-spinal6x8-corrected-s3.jsonl",
+    "synthetic_regression/mlp-fc-corrected-sum-s0.jsonl",
     "tl_hymenoptera/resnet18-fc-published-e5-wnone-px64-data8094c640-s0.jsonl")]
 ODD = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2),
                 st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))
@@ -77,10 +121,12 @@ def mutated(draw):
     """A real log with one line, key or stretch of bytes changed; and the folder and name it should lie under."""
     path = draw(st.sampled_from(REAL_LOGS))
     lines = path.read_text().splitlines()[:12] + path.read_text().splitlines()[-1:]
-    at, kind = draw(st.integers(0, len(lines) - 1)), draw(st.sampled_from(["key", "nested", "drop", "double", "cut", "bytes", "swap"]))
+    kind = draw(st.sampled_from(["key", "nested", "drop", "double", "cut", "bytes", "swap"]))
+    at = draw(st.integers(0, len(lines) - 1))
     if kind in ("key", "nested"):
         record = json.loads(lines[at])
-        place = record[draw(st.sampled_from(sorted(k for k in record if isinstance(record[k], dict)) or ["event"]))] if kind == "nested" else record
+        inner = sorted(key for key in record if isinstance(record[key], dict)) or ["event"]
+        place = record[draw(st.sampled_from(inner))] if kind == "nested" else record
         if isinstance(place, dict) and place:
             place[draw(st.sampled_from(sorted(place)))] = draw(ODD)
         lines[at] = json.dumps(record)
@@ -119,3 +165,35 @@ def test_a_damaged_log_is_refused_or_its_numbers_agree(scratch, case):
         return
     assert log.end["outcome"] == "diverged" or len(log.curve) == log.settings["epochs"] == log.end["epochs"]
     assert log.regression or 0 <= log.score <= 100
+
+
+# ---- Decisive settings -----------------------------------------------------------------------------------------------------
+def group_of(tmp_path, change, where):
+    """Two seeds of a real row, the second one changed; how the aggregator's command line and its cells take them."""
+    import aggregate
+    from report import cells, paper
+    folder = tmp_path / "logs" / "mnist"
+    folder.mkdir(parents=True)
+    for seed in (0, 1):
+        name = f"cnn-fc-published-s{seed}.jsonl"
+        lines = (ROOT / "results/logs/mnist" / name).read_text().splitlines()
+        if seed:
+            start = json.loads(lines[0])
+            (start["settings"] if where == "settings" else start["data"]).update(change)
+            lines[0] = json.dumps(start)
+        (folder / name).write_text("\n".join(lines) + "\n")
+    assert aggregate.main(["--results-dir", str(tmp_path), "--check"]) == 1  # nothing is written yet
+    logs, findings = report_logs.read_logs(tmp_path / "logs")
+    sorted_out = cells.sort_into_cells(logs, paper.read_paper(ROOT / "results/paper.csv"))
+    return [len(group) for group in sorted_out.runs.values()], len(findings) + len(sorted_out.findings) + len(sorted_out.others)
+
+
+SETTINGS = {"epochs": 9, "batch_size": 65, "learning_rate": 0.02, "optimizer": "Adam", "rate_rule": "x0.5",
+            "augmentation": ["rotation10"], "mean": 0.1, "std": 0.2, "fc_dropout": 0.25, "selection": "best_test", "limit": 100, "precision": "bf16", "new": 1}
+
+
+@pytest.mark.parametrize("change, where", [({}, "settings"), *(({key: value}, "settings") for key, value in SETTINGS.items()),
+                                           ({"sha256": "0123456789abcdef"}, "data"), ({"official": False}, "data")])
+def test_runs_whose_decisive_settings_differ_are_never_averaged(tmp_path, capsys, change, where):
+    groups, apart = group_of(tmp_path, change, where)
+    assert (groups, apart) == (([2], 0) if not change else ([1], 1)), capsys.readouterr().err

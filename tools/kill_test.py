@@ -1,9 +1,10 @@
 """Kill runs, start them again until they end, and compare their logs with those of uninterrupted runs, line for line.
 
     python tools/kill_test.py                  50 kills at random moments, and one at each exact point of each command
-    python tools/kill_test.py --random 0       only the exact points; --fork: without a fresh interpreter for each start
+    python tools/kill_test.py --random 0       only the exact points
 
 Each command below is a short real run of one family of scripts, on small images made up here. It is started through this file,
+in a fresh interpreter for the random kills, else as a copy (fork) of this process, which has imported all and trained nothing,
 which marks in shared memory what the run is doing, so that it is known what a kill at a random moment hit; and which at an
 exact point kills the run from within, with SIGKILL. A last round measures how long SIGTERM and Ctrl-C (SIGINT) take. Times
 (`seconds`, `started`, `peak_memory_bytes`) are left out of the comparison. The result is a table; --report FILE also writes it.
@@ -277,14 +278,14 @@ class Trial:
         self.family, self.root, self.fork, self.folders = family, root, fork, 0
         self.hit, self.points, self.torn, self.runs, self.lines, self.differing = Counter(), 0, 0, 0, 0, []
         self.latency: dict[int, list[float]] = {signal.SIGTERM: [], signal.SIGINT: []}
-        process = Process(family, root / "uninterrupted", None, fork)
+        process = Process(family, root / "uninterrupted", None, True)
         process.begun()
         began = time.monotonic()
         self.expect(process, 0)
         self.seconds, self.expected = time.monotonic() - began, logs_of(root / "uninterrupted")
 
-    def start(self, point: str | None = None) -> Process:
-        return Process(self.family, self.root / f"run{self.folders}", point, self.fork)
+    def start(self, point: str | None = None, fork: bool = True) -> Process:
+        return Process(self.family, self.root / f"run{self.folders}", point, fork)
 
     def expect(self, process: Process, wanted: int) -> None:
         code = process.wait()
@@ -313,14 +314,14 @@ class Trial:
         phases = itertools.cycle([None, "evaluation", None, "writing a log line", None, "writing a checkpoint"])
         while kills:
             for _ in range(5):
-                process = self.start()
+                process = self.start(fork=self.fork)
                 if chance.random() < 0.1:
                     time.sleep(chance.random())
                 elif process.begun():
                     time.sleep(chance.random() * self.seconds)
                     wanted = next(phases)
                     while wanted and process.running() and process.phase() != wanted:
-                        pass
+                        time.sleep(0.0002)
                     time.sleep(chance.random() * 0.001)
                 process.send(signal.SIGKILL)
                 if process.wait() == -signal.SIGKILL:  # 0: it had ended before
@@ -404,7 +405,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--signals", type=int, default=1, metavar="N", help="SIGTERM and Ctrl-C, each N times a family (1)")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME", help="default: all")
     parser.add_argument("--points", nargs="*", choices=POINTS, default=list(POINTS), metavar="POINT", help="default: all")
-    parser.add_argument("--fork", action="store_true", help="start runs as copies of this process")
+    parser.add_argument("--fork", action="store_true", help="no fresh interpreter, also for kills at random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the table there")
     options = parser.parse_args(argv)
