@@ -5,6 +5,7 @@
 ## Settings, each as `make TARGET NAME=value`:
 ##   RUNS=10      runs (seeds) of each row; the paper: ten
 ##   DATA=data    folder for the data sets; they are downloaded once
+##   GPUS="0 1"   GPUs to use (default: all); with -j 8 and JOBS_PER_GPU=4 eight jobs run at a time, four on each
 ##   LAUNCH=...   what stands before each script; default: the python of .venv. Cluster: LAUNCH="srun python"
 ##   PYTHON=...   the python of tables and tests; default: that of .venv, which is made when it is needed
 ##   DEMO_RUNS=2  runs of each row of Table I in the demo
@@ -14,7 +15,11 @@ DATA ?= data
 DEMO_RUNS ?= 2
 PYTHON3 ?= python3
 PYTHON ?= .venv/bin/python
-LAUNCH ?= $(PYTHON)
+# Where there are GPUs, each job waits for a free place on one of them (tools/slot.py).
+GPUS ?= $(shell nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
+JOBS_PER_GPU ?= 1
+export GPUS JOBS_PER_GPU
+LAUNCH ?= $(if $(strip $(GPUS)),$(PYTHON3) tools/slot.py) $(PYTHON)
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help

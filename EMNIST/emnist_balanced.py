@@ -181,7 +181,8 @@ DIGITS = ("perspective", "rotation10")
 RECIPES = {
     "cnn": Recipe(8, 64, 0.01, "SGD", spinal=(6, 8), fc=(1, 50),  # mnist.md section 3
                   selection="last", one_thread=True, bf16=True),
-    "vgg5": Recipe(200, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=DIGITS, rule=RateRule(power=3)),  # section 5
+    "vgg5": Recipe(200, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=DIGITS,  # section 5
+                   rule=RateRule(power=3), bf16=True),
 }
 PAPER = {  # Table II: (network, head, layers, width): (average, best of ten runs), per cent
     ("cnn", "fc", 1, 50): (78.99, 79.61), ("cnn", "spinal", 6, 8): (82.13, 82.77), ("cnn", "spinal", 6, 10): (82.57, 83.21),

@@ -167,7 +167,7 @@ CLOTHES = ("rotation10", "crop95")
 RECIPES = {
     "cnn": Recipe(8, 64, 0.01, "SGD", spinal=(6, 8), fc=(1, 50), selection="last", one_thread=True, bf16=True),  # section 3
     "vgg5": Recipe(100, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=CLOTHES, norm=(0.5, 0.5),  # section 5
-                   rule=RateRule(power=3)),
+                   rule=RateRule(power=3), bf16=True),
     "arch2": Recipe(200, 64, 0.005, "SGD", spinal=(26, 300), fc=None, augment=CLOTHES, norm=(0.5, 0.5),  # section 4; Q13
                     rule=RateRule(power=3, scale=5, after=50, always=True, renew=True),
                     corrected_rule=RateRule(power=3, scale=5, after=50)),

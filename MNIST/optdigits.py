@@ -162,7 +162,8 @@ FINGERPRINT = None  # of the official images and labels; None: not known
 DIGITS = ("perspective", "rotation10")
 RECIPES = {
     "cnn": Recipe(60, 64, 0.01, "SGD", spinal=(6, 8), fc=(1, 50), selection="last", one_thread=True, bf16=True),
-    "vgg5": Recipe(20, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=DIGITS, rule=RateRule(power=3)),
+    "vgg5": Recipe(20, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=DIGITS,
+                   rule=RateRule(power=3), bf16=True),
     "arch2": Recipe(20, 64, 0.01, "SGD", spinal=(26, 30), fc=None, augment=DIGITS,
                     rule=RateRule(power=3, scale=5, after=10, always=True, renew=True),
                     corrected_rule=RateRule(power=3, scale=5, after=10)),

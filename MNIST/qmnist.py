@@ -167,7 +167,8 @@ FINGERPRINT = None  # of the official images and labels; None: not known
 DIGITS = ("perspective", "rotation10")
 RECIPES = {
     "cnn": Recipe(8, 64, 0.01, "SGD", spinal=(6, 8), fc=(1, 50), selection="last", one_thread=True, bf16=True),  # section 3
-    "vgg5": Recipe(100, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=DIGITS, rule=RateRule(power=3)),  # section 5
+    "vgg5": Recipe(100, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=DIGITS,  # section 5
+                   rule=RateRule(power=3), bf16=True),
     "arch2": Recipe(200, 64, 0.1, "SGD", spinal=(26, 50), fc=None, augment=DIGITS,  # section 4; Q11
                     corrected_rule=RateRule(decay=0.9)),
 }

@@ -672,7 +672,7 @@ def test_a_script_alone_in_an_empty_folder_runs(tmp_path):
 
 
 def test_no_script_imports_project_code():
-    allowed = set(sys.stdlib_module_names) | {"numpy", "torch", "torchvision", "tqdm", "sklearn", "matplotlib"}
+    allowed = set(sys.stdlib_module_names) | {"numpy", "torch", "torchvision", "tqdm", "sklearn", "matplotlib", "PIL"}
     scripts = [path for folder in ("MNIST", "EMNIST", "CIFAR", "Regression", "Transfer_Learning")
                for path in (ROOT / folder).glob("*.py")]
     assert len(scripts) >= len(SCRIPTS)

@@ -162,7 +162,7 @@ def test_what_is_no_log_is_a_users_mistake(tmp_path, capsys, text):
 
 
 @pytest.mark.parametrize("log", ["mnist/cnn-spinal6x8-published-e1-limit2000-s0", "synthetic_regression/mlp-fc-corrected-sinsum-s0",
-                                 "emnist_digits/cnn-fc-published-e1-limit2000-data*-s0", "cifar10/cnn-fc-corrected-e3-limit1000-s0"])
+                                 "emnist_digits/cnn-fc-published-e1-limit2000-data*-s0", "cifar10/cnn-spinal4x128-published-e1-limit200-s0"])
 def test_a_committed_log_of_each_family_comes_out_again(request, log):
     path, = (ROOT / "results/logs").glob(f"{log}.jsonl")
     data = ROOT if log.startswith("synthetic") else request.getfixturevalue("real_data")

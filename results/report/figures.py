@@ -21,6 +21,7 @@ class Line(NamedTuple):
 
 
 Panels = dict[str, list[Line]]
+FEWEST_EPOCHS = 4  # shorter trial runs are in the table of other runs alone
 FIGURES = ("training_curves", "regression_curves", "training_curves_other")
 STYLES = [("#000000", "-"), ("#D55E00", "--"), ("#0072B2", "-."), ("#009E73", ":"), ("#CC79A7", (0, (5, 1, 1, 1, 1, 1)))]  # Okabe-Ito
 
@@ -31,7 +32,7 @@ def panels_of(cells: Cells, name: str) -> Panels:
     if name == "training_curves_other":
         for key, logs in other_groups(cells.others).items():
             first = logs[0]
-            if not first.regression:
+            if not first.regression and first.settings["epochs"] >= FEWEST_EPOCHS:
                 watched = "published" if key[2] == "published" else "corrected, held-out images"
                 title = (f"{first.settings['dataset']}, {key[1]} ({watched})\n"
                          f"{key[5]}; {first.settings['epochs']} epochs, {first.data['train']} images")
