@@ -100,12 +100,16 @@ def test_a_command_line_is_taken_as_it_is_written_or_refused_in_one_sentence(scr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_refusal_is_exit_status_2_and_leaves_nothing(script, tmp_path, monkeypatch, capsys):
+def test_a_refusal_is_exit_status_2_and_leaves_nothing(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for arguments in (["--epochs", "nan"], ["--lr", "1e400"], ["--seed", "-1"], ["--nonsense"], ["--head", ""], ["--runs", "½"]):
-        assert load_script(script).main(arguments) == 2
-        error = capsys.readouterr().err
+    base = ["--demo", "diabetes"] if script.endswith("tabular") else []
+    for arguments in (["--epochs", "nan"], ["--lr", "1e400"], ["--seed", "-1"], ["--nonsense"], ["--head", ""], ["--runs", "½"],
+                      ["--seed", "٣"], ["--seed", "1_0"], ["--lr", " 1"], ["--results-dir", ""], ["--results-dir", "a\0b"],
+                      ["--device", "cpu:7"], ["--device", ""], ["--device", "meta"], ["a\nb"]):
+        code, _, error = typed(script, base + arguments)
+        assert code == 2, arguments
         assert error.startswith("error: ") and error.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert typed(script, [*base, "--seed", "3", "--device", "cpu"])[0] is Reached
 
 
 REAL_LOGS = [ROOT / "results/logs" / name for name in (
