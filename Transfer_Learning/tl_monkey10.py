@@ -527,6 +527,10 @@ def count_fc_multiplications(network: nn.Module, sample: Tensor) -> int:
 
 # ---- Processes -------------------------------------------------------------------------------------------------------------
 # >>> shared: transfer_team (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
+class SaidElsewhere(UserError):
+    """A mistake that the first process reports."""
+
+
 class Team:
     """The processes that train one network together: one by default, those of torchrun if it started them (one machine).
 
@@ -564,7 +568,7 @@ class Team:
             if error:
                 raise error
             if box[1]:
-                raise UserError(box[1])
+                raise SaidElsewhere(box[1])
             result = box[0]
         return result
 
@@ -1256,10 +1260,8 @@ def main(argv: list[str] | None = None) -> int:
     def watched_work(argv: list[str] | None) -> None:
         try:
             work(argv)
-        except (UserError, OSError):
-            if int(os.environ.get("RANK", 0)) == 0:
-                raise
-            sys.exit(2)  # the first process says it
+        except SaidElsewhere:
+            sys.exit(2)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             if "DataLoader worker" in reason:
