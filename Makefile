@@ -8,6 +8,7 @@
 ##   GPUS="0 1"   GPUs to use (default: all); with -j 8 and JOBS_PER_GPU=4 eight jobs run at a time, four on each
 ##   LAUNCH=...   what stands before each script; default: the python of .venv. Cluster: LAUNCH="srun python"
 ##   PYTHON=...   the python of tables and tests; default: that of .venv, which is made when it is needed
+##   AT_ONCE=8    runs at a time, for the time left that `make status` tells; default: as many as are running
 ##   DEMO_RUNS=2  runs of each row of Table I in the demo
 ##
 RUNS ?= 10
@@ -19,6 +20,8 @@ PYTHON ?= .venv/bin/python
 GPUS ?= $(shell nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
 JOBS_PER_GPU ?= 1
 export GPUS JOBS_PER_GPU
+TAB := $(subst ,,	)
+JOB = $(PYTHON3) tools/job.py
 LAUNCH ?= $(if $(strip $(GPUS)),$(PYTHON3) tools/slot.py) $(PYTHON)
 
 MAKEFLAGS += --no-builtin-rules
@@ -60,11 +63,14 @@ command = $(strip $1 $(call network_flags,$2) $(call option_flags,$(option)) $(c
 
 # The rule of one log: GROUP, SCRIPT, NETWORK, and the variables of the loops below. Until it is finished the log is called
 # .jsonl.part, so that make never takes a half for a whole. It depends on no script: an edit voids no finished run. A log
-# that is there needs neither environment nor data.
+# that is there needs neither environment nor data. tools/job.py remembers a failure.
 define one_log
 LOGS_$1 += $(log)
+GROUP_$(log) := $1
+READY_$(log) := $(call data_ready,$2)
+COMMAND_$(log) := $(call command,$2,$3)
 $(log): | $(if $(wildcard $(log)),,$(LAUNCH_READY) $(call data_ready,$2))
-	$$(LAUNCH) $(call command,$2,$3)
+	$$(JOB) $$@ $$(LAUNCH) $(call command,$2,$3)
 endef
 define rows
 $(eval GROUPS += $(filter-out $(GROUPS),$1))\
@@ -147,7 +153,7 @@ demo: demo-optdigits demo-published demo-corrected | $(PYTHON_READY)
 	@echo '  handwritten digits    demo/tables/other_runs.md'
 	@echo '  figures               demo/figures/'
 
-.PHONY: test check sync tables status
+.PHONY: test check sync tables
 test: | $(PYTHON_READY) ## all tests
 	$(PYTHON) -m pytest -q tests
 check: ## is the text that the scripts share the same in all of them?
@@ -155,34 +161,53 @@ check: ## is the text that the scripts share the same in all of them?
 sync: ## copy shared text from its origin into all other scripts
 	$(PYTHON3) tools/sync.py
 
-.PHONY: reproduce-all reproduce-mnist-family reproduce-emnist-family reproduce-transfer $(GROUPS:%=reproduce-%)
+# The list's rows by target. make starts what stands first first: longest first (results/tables/plan.csv), so that no long run
+# is left to the end.
+LONGEST := $(shell tail -n +2 results/tables/plan.csv 2>/dev/null | cut -d, -f1,2 | tr , /)
+longest_first = $(foreach network,$(LONGEST),$(filter results/logs/$(network)-%,$1)) \
+    $(filter-out $(LONGEST:%=results/logs/%-%),$1)
+PARTS_all := $(filter-out arch2 tl_other,$(GROUPS))
+PARTS_mnist-family := $(MNIST_FAMILY)
+PARTS_emnist-family := $(EMNIST_FAMILY)
+PARTS_transfer := $(TRANSFER_FAMILY)
+$(foreach group,$(GROUPS),$(eval PARTS_$(group) := $(group)))
+TARGETS := all mnist-family emnist-family transfer $(GROUPS)
+runs_of = $(call longest_first,$(foreach part,$(PARTS_$1),$(LOGS_$(part))))
+# A dry run of them says no more than what would run.
+DRY := $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
+
+.PHONY: $(TARGETS:%=reproduce-%) $(TARGETS:%=runs-%)
+$(TARGETS:%=reproduce-%): reproduce-%:
+	+@status=0; $(MAKE) --no-print-directory --keep-going runs-$* || status=$$?; $(if $(DRY),exit $$status; )\
+	$(if $(filter all,$*),$(MAKE) --no-print-directory tables || status=$$?; )\
+	$(MAKE) --no-print-directory --silent failures; exit $$status
+$(foreach target,$(TARGETS),$(eval runs-$(target): $(call runs_of,$(target))))
 reproduce-all: ## every row of the paper's tables that has a script
-reproduce-all: $(foreach group,$(filter-out arch2 tl_other,$(GROUPS)),$(LOGS_$(group)))
-reproduce-regression: $(LOGS_regression) ## Table I: four functions, minutes on a CPU
-reproduce-mnist-family: $(foreach group,$(MNIST_FAMILY),$(LOGS_$(group))) ## Table II: the four sets below
-reproduce-mnist: $(LOGS_mnist) ## Table II: MNIST
-reproduce-fashion_mnist: $(LOGS_fashion_mnist) ## Table II: Fashion-MNIST
-reproduce-kmnist: $(LOGS_kmnist) ## Table II: Kuzushiji-MNIST
-reproduce-qmnist: $(LOGS_qmnist) ## Table II: QMNIST
-reproduce-emnist-family: $(foreach group,$(EMNIST_FAMILY),$(LOGS_$(group))) ## Table II: the three splits below, one download
-reproduce-emnist_digits: $(LOGS_emnist_digits) ## Table II: EMNIST digits
-reproduce-emnist_letters: $(LOGS_emnist_letters) ## Table II: EMNIST letters
-reproduce-emnist_balanced: $(LOGS_emnist_balanced) ## Table II: EMNIST balanced
-reproduce-cifar10: $(LOGS_cifar10) ## Table II: CIFAR-10 from scratch (wants a GPU)
-reproduce-cifar100: $(LOGS_cifar100) ## Table II: CIFAR-100 from scratch (wants a GPU)
-reproduce-transfer: $(foreach group,$(TRANSFER_FAMILY),$(LOGS_$(group))) ## Table III: the ten sets below (wants GPUs)
-reproduce-tl_cifar10: $(LOGS_tl_cifar10) ## Table III: CIFAR-10
-reproduce-tl_cifar100: $(LOGS_tl_cifar100) ## Table III: CIFAR-100
-reproduce-tl_caltech101: $(LOGS_tl_caltech101) ## Table III: Caltech-101
-reproduce-tl_bird225: $(LOGS_tl_bird225) ## Table III: Bird225 (data by hand)
-reproduce-tl_stanford_cars: $(LOGS_tl_stanford_cars) ## Table III: Stanford Cars (data by hand)
-reproduce-tl_svhn: $(LOGS_tl_svhn) ## Table III: SVHN
-reproduce-tl_cinic10: $(LOGS_tl_cinic10) ## Table III: CINIC-10 (data by hand)
-reproduce-tl_stl10: $(LOGS_tl_stl10) ## Table III: STL-10
-reproduce-tl_oxford_flowers102: $(LOGS_tl_oxford_flowers102) ## Table III: Oxford 102 Flower
-reproduce-tl_fruits360: $(LOGS_tl_fruits360) ## Table III: Fruits 360 (data by hand)
-reproduce-tl_other: $(LOGS_tl_other) ## not in the paper's tables: five more transfer sets, two runs each
-reproduce-arch2: $(LOGS_arch2) ## not in the paper's tables: arch2 of the released scripts, two runs each
+reproduce-regression: ## Table I: four functions, minutes on a CPU
+reproduce-mnist-family: ## Table II: the four sets below
+reproduce-mnist: ## Table II: MNIST
+reproduce-fashion_mnist: ## Table II: Fashion-MNIST
+reproduce-kmnist: ## Table II: Kuzushiji-MNIST
+reproduce-qmnist: ## Table II: QMNIST
+reproduce-emnist-family: ## Table II: the three splits below, one download
+reproduce-emnist_digits: ## Table II: EMNIST digits
+reproduce-emnist_letters: ## Table II: EMNIST letters
+reproduce-emnist_balanced: ## Table II: EMNIST balanced
+reproduce-cifar10: ## Table II: CIFAR-10 from scratch (wants a GPU)
+reproduce-cifar100: ## Table II: CIFAR-100 from scratch (wants a GPU)
+reproduce-transfer: ## Table III: the ten sets below (wants GPUs)
+reproduce-tl_cifar10: ## Table III: CIFAR-10
+reproduce-tl_cifar100: ## Table III: CIFAR-100
+reproduce-tl_caltech101: ## Table III: Caltech-101
+reproduce-tl_bird225: ## Table III: Bird225 (data by hand)
+reproduce-tl_stanford_cars: ## Table III: Stanford Cars (data by hand)
+reproduce-tl_svhn: ## Table III: SVHN
+reproduce-tl_cinic10: ## Table III: CINIC-10 (data by hand)
+reproduce-tl_stl10: ## Table III: STL-10
+reproduce-tl_oxford_flowers102: ## Table III: Oxford 102 Flower
+reproduce-tl_fruits360: ## Table III: Fruits 360 (data by hand)
+reproduce-tl_other: ## not in the paper's tables: five more transfer sets, two runs each
+reproduce-arch2: ## not in the paper's tables: arch2 of the released scripts, two runs each
 
 .PHONY: reproduce-theory
 reproduce-theory: | $(LAUNCH_READY) ## the figure of the universal approximation, and the diabetes runs
@@ -209,22 +234,25 @@ verify: | $(PYTHON_READY) ## LOG=results/logs/...: run it again and compare line
 bench: | $(LAUNCH_READY) ## measure our speed against the published loop's on this machine (wants it idle; downloads MNIST)
 	$(LAUNCH) tools/bench.py --data-dir $(DATA)
 
-DONE = $(wildcard results/logs/*/*.jsonl)
-UNFINISHED = $(filter-out $(DONE),$(patsubst %.part,%,$(wildcard results/logs/*/*.jsonl.part)))
-# GROUP, done, unfinished, all
-status_line = printf '%-26s %7d %11d %9d\n' reproduce-$1 $2 $3 $$(($4 - $2 - $3));
-status: ## how many runs are done, unfinished and missing
-	@printf '%-26s %7s %11s %9s\n' 'RUNS=$(RUNS)' done unfinished missing
-	@$(foreach group,$(GROUPS),$(call status_line,$(group),$(words \
-	  $(filter $(DONE),$(LOGS_$(group)))),$(words $(filter $(UNFINISHED),$(LOGS_$(group)))),$(words $(LOGS_$(group)))))
+.PHONY: list status failures
+# A make of its own, which knows nothing of -n and -j.
+SELF := $(MAKE)
+LIST = MAKEFLAGS= RUNS='$(RUNS)' DATA='$(DATA)' $(SELF) --no-print-directory --silent list
+LISTED = $(call longest_first,$(foreach group,$(GROUPS),$(LOGS_$(group))))
+list: # a line for each run: group, log, the file that says that its data are there, command
+	@$(foreach log,$(LISTED),$(info $(GROUP_$(log))$(TAB)$(log)$(TAB)$(READY_$(log))$(TAB)$(COMMAND_$(log)))):
+status: ## what is done, running, failed, stopped and waiting, and the time left
+	@$(LIST) | $(PYTHON3) tools/runs.py $(AT_ONCE:%=--at-once %)
+failures: ## the failed runs, each with its message and the command that repeats it
+	@$(LIST) | $(PYTHON3) tools/runs.py failures
 
 # Both print what they remove. Neither touches finished logs, data, demo/ or .venv.
 .PHONY: clean clean-unfinished
 clean: ## remove caches: __pycache__, .pytest_cache, .hypothesis
 	@find . \( -path ./.venv -o -path ./.git -o -path './$(DATA)' \) -prune -o -type d \
 	  \( -name __pycache__ -o -name .pytest_cache -o -name .hypothesis \) -prune -print -exec rm -rf {} +
-clean-unfinished: ## remove unfinished runs, which then start anew: checkpoints and .part logs
-	@find results -type f \( -name '*.part' -o -name '*.pid' -o -path 'results/checkpoints/*' \) -print -exec rm -f {} +
+clean-unfinished: ## remove unfinished runs, which then start anew: checkpoints and .part logs; and notes of failures
+	@find results -type f \( -name '*.part' -o -name '*.pid' -o -path 'results/checkpoints/*' -o -path 'results/failed/*' \) -print -exec rm -f {} +
 
 .venv/.installed: requirements.txt
 	@$(PYTHON3) -c 'import sys; sys.exit("error: set PYTHON3= to a python 3.11 or later" * (sys.version_info < (3, 11)) or 0)'

@@ -2,11 +2,13 @@
 
 No test trains or installs: make only prints what it would do, or runs a stand-in for the scripts.
 """
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -60,9 +62,9 @@ def expected_runs(seeds: int) -> dict[str, str]:
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in ("Makefile", "requirements.txt"):
+    for name in ("Makefile", "requirements.txt", "tools/job.py", "tools/runs.py", "results/tables/plan.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "results").mkdir()
     return tmp_path
 
 
@@ -78,8 +80,18 @@ def make(tree, *arguments: str, status: int = 0) -> str:
 
 def commands(tree, *arguments: str) -> Counter:
     """The training commands that make would run, each with its number of occurrences."""
+    return Counter(in_order(tree, *arguments))
+
+
+def in_order(tree, *arguments: str) -> list[str]:
+    """The same in make's order. Each is run by tools/job.py for the log of its own run."""
     lines = make(tree, "-n", "LAUNCH=launch", "PYTHON=python", *arguments).splitlines()
-    return Counter(line.removeprefix("launch ") for line in lines if line.startswith("launch ") and " --seed " in line)
+    found = [line.partition(" launch ") for line in lines if " launch " in line and " --seed " in line]
+    for job, _, command in found:
+        *start, log = job.split()
+        assert start == ["python3", "tools/job.py"] and f"/{Path(command.split()[0]).stem}/" in log
+        assert log.endswith(f"-s{command.split('--seed ')[1].split()[0]}.jsonl")
+    return [command for _, _, command in found]
 
 
 def finish(tree, *logs: str) -> None:
@@ -116,7 +128,7 @@ def test_only_missing_runs_are_listed_and_half_a_log_is_missing(tree):
 
 def test_finished_collection_needs_neither_environment_nor_data(tree):
     finish(tree, *expected_runs(1))
-    assert "Nothing to be done" in make(tree, "-n", "reproduce-all", "RUNS=1")
+    assert "Nothing to be done for 'runs-all'" in make(tree, "-n", "reproduce-all", "RUNS=1")
 
 
 def test_newer_scripts_do_not_void_finished_runs(tree):
@@ -124,7 +136,7 @@ def test_newer_scripts_do_not_void_finished_runs(tree):
     (tree / "MNIST").mkdir()
     (tree / "MNIST" / "mnist.py").touch()
     (tree / "requirements.txt").touch()
-    assert "Nothing to be done" in make(tree, "-n", "reproduce-all", "RUNS=1")
+    assert "Nothing to be done for 'runs-all'" in make(tree, "-n", "reproduce-all", "RUNS=1")
 
 
 @pytest.mark.parametrize("target, part", [("regression", "Regression/"), *((name, f"{folder}/{name}.py") for name, folder in SETS.items()),
@@ -165,7 +177,8 @@ def test_settings_reach_the_commands(tree):
     lines = make(tree, "-n", "reproduce-mnist", "RUNS=1", "LAUNCH=srun python", "DATA=/tmp/sets").splitlines()
     assert "srun python MNIST/mnist.py --fetch-only --data-dir /tmp/sets" in lines
     training = "--network cnn --head fc --protocol published --seed 0 --data-dir /tmp/sets --quiet"
-    assert f"srun python MNIST/mnist.py {training}" in lines
+    log = "results/logs/mnist/cnn-fc-published-s0.jsonl"
+    assert f"python3 tools/job.py {log} srun python MNIST/mnist.py {training}" in lines
     assert not any(".venv" in line for line in lines), "who brings a launcher brings the environment"
 
 
@@ -186,7 +199,8 @@ if "--fetch-only" in arguments:
     os.makedirs(value("--data-dir"), exist_ok=True)
     sys.exit()
 if value("--seed") == os.environ.get("FAIL_SEED"):
-    sys.exit(2)
+    print("note: first", "error: no luck with this seed", sep="\\n", file=sys.stderr)
+    sys.exit(int(os.environ.get("FAIL_STATUS", 2)))
 head = value("--head")
 if head == "spinal":
     head += f"{value('--layers') or 6}x{value('--width') or 50}"
@@ -214,25 +228,130 @@ def test_jobs_in_parallel_fetch_the_data_once_and_a_second_call_runs_nothing(tre
     assert len(stand_in(tree, "-j4", "reproduce-mnist", "RUNS=2")) == 10, "more runs: only the new seeds, no second fetch"
 
 
-def test_failed_runs_stop_nothing_under_k_and_are_repeated(tree, monkeypatch):
+def test_failed_runs_stop_nothing_are_summed_up_and_are_repeated(tree, monkeypatch):
     monkeypatch.setenv("FAIL_SEED", "1")
-    assert len(stand_in(tree, "-k", "reproduce-mnist", "RUNS=3", status=2)) == 1 + 30
+    (tree / "stand_in.py").write_text(STAND_IN)
+    settings = (f"LAUNCH={sys.executable} -S stand_in.py", f"PYTHON={sys.executable}", "RUNS=3")
+    output = make(tree, *settings, "reproduce-mnist", status=2)
+    assert len((tree / "calls.txt").read_text().splitlines()) == 1 + 30
+    assert "10 runs failed:" in output and "no luck with this seed (10)" in output
+    summary = output[output.index("10 runs failed:") :]
+    repeat = f"{sys.executable} -S stand_in.py MNIST/mnist.py --network cnn --head fc --protocol published --seed 1 "
+    assert sum(repeat in line for line in summary.splitlines()) == 1
+    assert make(tree, "failures", "RUNS=3") in output
+    rows = {line.split()[0]: line.split()[1:6] for line in make(tree, "status", "RUNS=3").splitlines() if line}
+    assert rows["reproduce-mnist"] == ["20", "0", "10", "0", "0"] and rows["10"][0] == "failed:"
     monkeypatch.delenv("FAIL_SEED")
-    calls = stand_in(tree, "-k", "reproduce-mnist", "RUNS=3")
+    calls = stand_in(tree, "reproduce-mnist", "RUNS=3")
     assert len(calls) == 10 and all(" --seed 1 " in call for call in calls)
+    assert make(tree, "failures", "RUNS=3") == "" and not list((tree / "results/failed").rglob("*.json"))
 
 
-def test_status_counts_done_unfinished_and_missing(tree):
+@pytest.mark.parametrize("status, failed", [("130", 0), ("143", 0), ("1", 10), ("139", 10)])
+def test_a_stopped_run_did_not_fail(tree, monkeypatch, status, failed):
+    monkeypatch.setenv("FAIL_SEED", "0")
+    monkeypatch.setenv("FAIL_STATUS", status)
+    stand_in(tree, "reproduce-mnist", "RUNS=1", status=2)
+    assert len(list((tree / "results/failed").rglob("*.json"))) == failed
+
+
+def test_signals_reach_the_run_and_are_no_failure(tmp_path):
+    wait = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
+    job = subprocess.Popen([sys.executable, ROOT / "tools/job.py", tmp_path / "logs/x/a.jsonl", sys.executable, "-c", wait],
+                           stdout=subprocess.PIPE)
+    assert job.stdout.readline() == b"up\n"
+    job.terminate()
+    assert job.wait(20) == 143 and not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_says_so_and_a_command_that_is_none_too(tmp_path):
+    for command, status, reason in ((["bash", "-c", "kill -9 $$"], 137, "ended by SIGKILL (too little memory?)"),
+                                    (["/nowhere"], 127, "/nowhere cannot be run (No such file or directory)")):
+        assert subprocess.run([sys.executable, ROOT / "tools/job.py", tmp_path / "logs/x/a.jsonl", *command]).returncode == status
+        record = json.loads((tmp_path / "failed/x/a.json").read_text())
+        assert (record["status"], record["reason"], record["command"]) == (status, reason, command)
+
+
+def test_longest_runs_start_first(tree):
+    order = [re.search(r"(\w+)\.py --network (\w+)", command) for command in in_order(tree, "reproduce-all", "RUNS=2")]
+    networks = list(dict.fromkeys(match.groups() for match in order if match))
+    plan = [tuple(line.split(",")[:2]) for line in (ROOT / "results/tables/plan.csv").read_text().splitlines()[1:]]
+    assert networks[: len(plan)] == plan, "rows without a known length come last"
+    pflop = [float(line.split(",")[3]) for line in (ROOT / "results/tables/plan.csv").read_text().splitlines()[1:]]
+    assert pflop == sorted(pflop, reverse=True) and len(pflop) > 40
+    (tree / "results/tables/plan.csv").unlink()
+    assert commands(tree, "reproduce-all", "RUNS=1") == Counter(expected_runs(1).values())
+
+
+def started(device="GPU A", epochs=8, when="2026-01-01T00:00:00Z", **more) -> dict:
+    return {"event": "start", "settings": {"epochs": epochs, "limit": None}, "departures": [], "data": {"official": True},
+            "provenance": {"device_name": device, "started": when}, **more}
+
+
+def write_log(tree, name: str, start: dict, *seconds: float) -> Path:
+    path = tree / "results/logs" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [start, *({"event": "epoch", "epoch": k + 1, "seconds": each} for k, each in enumerate(seconds))]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def overview(tree, *arguments: str) -> dict[str, list[str]]:
+    lines = make(tree, "status", *arguments).splitlines()
+    return {line.split()[0]: re.split(r"  +", line.strip())[1:] for line in lines if line.strip()}
+
+
+def test_status_tells_done_running_stopped_and_waiting_apart(tree):
     logs = [log for log in expected_runs(2) if "/kmnist/" in log]
-    finish(tree, *logs[:3], logs[0] + ".part", logs[3] + ".part")
-    rows = dict(line.split(None, 1) for line in make(tree, "status", "RUNS=2").splitlines())
-    assert rows["reproduce-kmnist"].split() == ["3", "1", "16"]
-    assert rows["reproduce-regression"].split() == ["0", "0", "48"]
+    finish(tree, *logs[:3], logs[0] + ".part", logs[3] + ".part", *(log + ".part" for log in logs[4:8]))
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    ours = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "MNIST/kmnist.py"])
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = os.uname().nodename
+    for log, owner in zip(logs[4:8], (f"{ours.pid} on {here}", f"{gone.pid} on {here}", f"{stranger.pid} on {here}", "1 on elsewhere")):
+        (tree / log).with_suffix(".pid").write_text(owner + "\n")
+    try:
+        rows = overview(tree, "RUNS=2")
+        assert rows["reproduce-kmnist"][:5] == ["3", "2", "0", "3", "12"], "ours and the one elsewhere, which wrote just now"
+        assert rows["reproduce-regression"][:5] == ["0", "0", "0", "0", "48"]
+        old = time.time() - 3700
+        os.utime(tree / (logs[7] + ".part"), (old, old))
+        assert overview(tree, "RUNS=2")["reproduce-kmnist"][:5] == ["3", "1", "0", "4", "12"]
+    finally:
+        stranger.kill()
+        ours.kill()
+
+
+def test_time_left_is_worked_out_by_hand(tree):
+    """MNIST's CNN: 10 and 12 s an epoch of 8, so 11; 3 heads x 2 protocols x 2 seeds = 12 runs."""
+    write_log(tree, "mnist/cnn-fc-published-s0.jsonl", started(), *[10.0] * 8)
+    write_log(tree, "mnist/cnn-fc-published-s1.jsonl", started("GPU B", when="2025-01-01T00:00:00Z"), *[99.0] * 8)  # an older device
+    part = write_log(tree, "mnist/cnn-spinal6x8-published-s0.jsonl.part", started(), 12.0, 12.0, 14.0)
+    (part.parent / "cnn-spinal6x8-published-s0.pid").write_text("7 on elsewhere\n")
+    (tree / "results/tables/plan.csv").write_text("script,network,epochs,pflop\nmnist,vgg5,150,6\nmnist,cnn,8,0.002\nkmnist,cnn,8,0.004\n")
+    rows = overview(tree, "RUNS=2")
+    assert rows["reproduce-kmnist"][5] == ">35 min", "12 runs of twice the work of 88 s, 2112 s; VGG-5's work is unknown"
+    (tree / "results/tables/plan.csv").write_text("script,network,epochs,pflop\nmnist,cnn,8,0.002\nmnist,vgg5,150,0.001\n")
+    # 9 waiting runs of 88 s, 5 epochs of 12 s: 852 s; 8 runs of VGG-5 of half the work: 352 s
+    assert overview(tree, "RUNS=2")["reproduce-mnist"][5] == "~20 min"
+    assert overview(tree, "RUNS=2", "AT_ONCE=2")["reproduce-mnist"][5] == "~10 min"
+    # 6,000 of 60,000 images in 3 s an epoch: 30 s, 150 epochs: 4,500 s x 8 runs + 852 s
+    limited = started(settings={"epochs": 2, "limit": 6000}, departures=["epochs", "limit"],
+                      data={"official": True, "complete_train": 60_000, "train": 5_500, "heldout": 500})
+    write_log(tree, "mnist/vgg5-fc-published-e2-limit6000-s0.jsonl", limited, 3.0, 3.0)
+    assert overview(tree, "RUNS=2")["reproduce-mnist"][5] == "10.2 h"
+    assert "running:\n  mnist/cnn-spinal6x8-published-s0: epoch 4 of 8, 12 s an epoch, 60 s left\n" in make(tree, "status", "RUNS=2")
+
+
+def test_list_is_refused_when_it_is_none():
+    done = subprocess.run([sys.executable, ROOT / "tools/runs.py"], input="nonsense\n", capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: not a line of `make list`: 'nonsense'\n"
 
 
 def test_clean_keeps_logs_and_data_and_names_what_it_removes(tree):
     kept = ["results/logs/mnist/a.jsonl", "data/MNIST/raw", "demo/logs/x/b.jsonl", "data/__pycache__/c", ".venv/__pycache__/c"]
-    unfinished = ["results/logs/mnist/d.jsonl.part", "results/checkpoints/mnist/d.pt"]
+    unfinished = ["results/logs/mnist/d.jsonl.part", "results/checkpoints/mnist/d.pt", "results/failed/mnist/d.json"]
     caches = ["tests/__pycache__/e.pyc", ".pytest_cache/f", ".hypothesis/g"]
     finish(tree, *kept, *unfinished, *caches)
     output = make(tree, "clean")
@@ -264,8 +383,8 @@ def test_target_of_help_exists_and_needs_no_environment_when_a_python_is_given(t
 
 
 def test_every_group_of_rows_has_a_line_in_help(tree):
-    groups = [line.split()[0] for line in make(tree, "status", "RUNS=1").splitlines()[1:]]
-    assert set(groups) <= set(public_targets())
+    groups = {name for name in overview(tree, "RUNS=1") if name.startswith("reproduce-")}
+    assert len(groups) > 20 and groups <= set(public_targets())
 
 
 def test_environment_is_made_where_its_python_is_used(tree):

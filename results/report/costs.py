@@ -200,6 +200,24 @@ def plan_rows(paper: list[PaperRow], costs: list[Cost], logs: list[Log], runs: i
     return rows
 
 
+def plan_file(paper: list[PaperRow], costs: list[Cost]) -> str:
+    """plan.csv, which tells make what to start first: each network of the tables, epochs and work of a run, longest first.
+
+    `pflop`: 1e15 operations of the published number of epochs, two for each multiply-accumulate, with the dearest head.
+    """
+    work: dict[tuple[str, str], tuple[float, int]] = {}
+    for row in paper:
+        found = [cost.macs for cost in costs if (cost.script, cost.network) == (row.script, row.network)]
+        if found and row.epochs and row.script in IMAGES:
+            train, test = IMAGES[row.script]
+            epochs = sum(int(part) for part in row.epochs.split("+"))
+            key = row.script, row.network
+            work[key] = max(work.get(key, (0.0, 0)), (2e-15 * max(found) * epochs * (TRAIN_FACTOR * train + test), epochs))
+    longest = sorted(work.items(), key=lambda item: (-item[1][0], item[0]))
+    lines = [f"{script},{network},{epochs},{pflop:.4g}\n" for (script, network), (pflop, epochs) in longest]
+    return "script,network,epochs,pflop\n" + "".join(lines)
+
+
 def measured_speeds(costs: list[Cost], logs: list[Log]) -> dict[tuple[str, str], float]:
     """(network, kind of image): seconds a MAC of training and evaluation on the CPU core of the logs, median over runs."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -8,7 +8,7 @@ from report.audit import audit_page
 from report.cells import Cells
 from report.comparisons import Comparison, chance_lines, comparisons
 from report.costs import (
-    CLAIM_COLUMNS, NETWORK_COST_COLUMNS, PLAN_COLUMNS, Cost, claim_rows, default_of, network_cost_rows, plan_rows)
+    CLAIM_COLUMNS, NETWORK_COST_COLUMNS, PLAN_COLUMNS, Cost, claim_rows, default_of, network_cost_rows, plan_file, plan_rows)
 from report.facts import FEWEST_RUNS, FEWEST_SEEDS, FOLDERS, PAPER_RUNS
 from report.figures import figures_of
 from report.formats import DOCUMENT, comma_separated, latex, markdown, markdown_text
@@ -309,4 +309,4 @@ def render(paper: list[PaperRow], cells: Cells, findings: list[Finding], costs: 
             texts[f"tables/{name}.csv"] = comma_separated(keys, tables[name])
         if name != "other_runs":
             texts[f"tables/{name}.tex"] = latex(columns, tables[name])
-    return texts | {"tables/tables.tex": DOCUMENT}
+    return texts | {"tables/plan.csv": plan_file(paper, costs), "tables/tables.tex": DOCUMENT}
