@@ -8,7 +8,9 @@
 ##   GPUS="0 1"   GPUs to use (default: all); with -j 8 and JOBS_PER_GPU=4 eight jobs run at a time, four on each
 ##   LAUNCH=...   what stands before each script; default: the python of .venv. Cluster: LAUNCH="srun python"
 ##   PYTHON=...   the python of tables and tests; default: that of .venv, which is made when it is needed
-##   AT_ONCE=8    runs at a time, for the time left that `make status` tells; default: as many as are running
+##   ROWS=...     rows of `make status`, `failures` and `slurm`: what stands behind reproduce-, for instance mnist-family
+##   AT_ONCE=8    runs at a time: for the time left in `make status` (default: as many as run now), at most, for `slurm`
+##   SLURM_FLAGS="--partition=gpu --gpus=1 --time=24:00:00"   for sbatch
 ##   DEMO_RUNS=2  runs of each row of Table I in the demo
 ##
 RUNS ?= 10
@@ -172,6 +174,7 @@ PARTS_emnist-family := $(EMNIST_FAMILY)
 PARTS_transfer := $(TRANSFER_FAMILY)
 $(foreach group,$(GROUPS),$(eval PARTS_$(group) := $(group)))
 TARGETS := all mnist-family emnist-family transfer $(GROUPS)
+$(if $(filter-out $(TARGETS),$(ROWS)),$(error ROWS must be one of $(TARGETS), not '$(ROWS)'))
 runs_of = $(call longest_first,$(foreach part,$(PARTS_$1),$(LOGS_$(part))))
 # A dry run of them says no more than what would run.
 DRY := $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
@@ -237,14 +240,24 @@ bench: | $(LAUNCH_READY) ## measure our speed against the published loop's on th
 .PHONY: list status failures
 # A make of its own, which knows nothing of -n and -j.
 SELF := $(MAKE)
-LIST = MAKEFLAGS= RUNS='$(RUNS)' DATA='$(DATA)' $(SELF) --no-print-directory --silent list
-LISTED = $(call longest_first,$(foreach group,$(GROUPS),$(LOGS_$(group))))
+LIST = MAKEFLAGS= RUNS='$(RUNS)' DATA='$(DATA)' ROWS='$(ROWS)' $(SELF) --no-print-directory --silent list
+LISTED = $(call longest_first,$(foreach group,$(or $(PARTS_$(ROWS)),$(GROUPS)),$(LOGS_$(group))))
 list: # a line for each run: group, log, the file that says that its data are there, command
 	@$(foreach log,$(LISTED),$(info $(GROUP_$(log))$(TAB)$(log)$(TAB)$(READY_$(log))$(TAB)$(COMMAND_$(log)))):
 status: ## what is done, running, failed, stopped and waiting, and the time left
 	@$(LIST) | $(PYTHON3) tools/runs.py $(AT_ONCE:%=--at-once %)
 failures: ## the failed runs, each with its message and the command that repeats it
 	@$(LIST) | $(PYTHON3) tools/runs.py failures
+
+# Data are fetched first, here: nodes that compute often have no network. Each task has its GPU from Slurm, so no slot.py.
+.PHONY: slurm
+SLURM_ROWS = $(or $(ROWS),all)
+SLURM_DATA = $(sort $(foreach part,$(PARTS_$(SLURM_ROWS)),$(foreach log,$(LOGS_$(part)),$(if $(wildcard $(log)),,$(READY_$(log))))))
+slurm: ROWS := $(SLURM_ROWS)
+slurm: | $(PYTHON_READY) ## submit the missing runs to Slurm as job arrays: ROWS=mnist-family SLURM_FLAGS="--gpus=1"
+	-@$(if $(SLURM_DATA),$(SELF) --no-print-directory --keep-going $(SLURM_DATA))
+	@$(LIST) | $(PYTHON3) tools/slurm.py --launch "$(if $(filter file,$(origin LAUNCH)),$(PYTHON),$(LAUNCH))" \
+	  --job "$(JOB)" --flags "$(SLURM_FLAGS)" $(AT_ONCE:%=--at-once %)
 
 # Both print what they remove. Neither touches finished logs, data, demo/ or .venv.
 .PHONY: clean clean-unfinished

@@ -1,6 +1,7 @@
 """What several test files need: the scripts as modules, and real data where there are any."""
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: tests compare numbers bit by bit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and so their children, ignore it
 ROOT = Path(__file__).resolve().parent.parent
 PACKED = ROOT.parent / "shared" / "data"
 
