@@ -225,6 +225,9 @@ kill-test: | $(PYTHON_READY) ## kill runs of all families fifty times and compar
 	$(PYTHON) tools/kill_test.py --report results/robustness.md
 fuzz: | $(PYTHON_READY) ## 10,000 odd command lines a family, and 10,000 damaged logs
 	SPINALNET_FUZZ=10000 $(PYTHON) -m pytest -q tests/test_fuzz.py
+.PHONY: test-uv
+test-uv: | $(PYTHON_READY) ## each script with `uv run` from nothing, from a URL, and in a notebook (wants a package index)
+	SPINALNET_UV=1 $(PYTHON) -m pytest -q tests/test_uv.py
 .PHONY: bench costs verify
 costs: | $(PYTHON_READY) ## count and time every network of the tables (results/costs.csv)
 	$(PYTHON) tools/measure_costs.py
