@@ -69,8 +69,9 @@ try:
     import numpy
     import torch
     import torchvision
-    from torch import Tensor, nn
+    from torch import Tensor, distributed, nn
     from torch.nn import functional as F
+    from torch.nn.parallel import DistributedDataParallel
     from tqdm import tqdm
 except ImportError as missing:
     sys.exit(f"error: {missing.name} is missing: pip install torch torchvision numpy tqdm, or start this file with uv run")
@@ -625,6 +626,84 @@ def count_fc_multiplications(network: nn.Module, sample: Tensor) -> int:
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------------
+# >>> shared: team (origin MNIST/mnist.py; edit there, then: make sync)
+class SaidElsewhere(UserError):
+    """A mistake that the first process reports."""
+
+
+class Team:
+    """The processes that train one network together: one by default, those of torchrun if it started them.
+
+    Each batch is cut into one part for each process; gradients are averaged so that a step is that of the whole batch. On CUDA
+    batch norm sees the whole batch, too (SyncBatchNorm). Several machines need a results folder that all of them see.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if self.size > 1 and options.device in ("auto", "cuda") and torch.cuda.is_available():
+            if local >= torch.cuda.device_count():
+                raise UserError(f"{self.size} processes are too many for {torch.cuda.device_count()} CUDA devices: choose a "
+                                "smaller --nproc-per-node, or --device cpu")
+            options.device = f"cuda:{local}"
+        self.device = choose_device(options.device)
+        if self.size > 1:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    def first(self, work: callable):
+        """Does the work in the first process and returns its result in all of them; so they also fail together."""
+        result = error = None
+        if self.rank == 0:
+            try:
+                result = work()
+            except (UserError, OSError) as stop:
+                error = stop
+                if self.size == 1:
+                    raise
+        if self.size > 1:
+            box = [result, str(error) if error else None]
+            distributed.broadcast_object_list(box)
+            if error:
+                raise error
+            if box[1]:
+                raise SaidElsewhere(box[1])
+            result = box[0]
+        return result
+
+    def add(self, value: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def wrap(self, network: nn.Module, ignored: bool) -> nn.Module:
+        """The network whose backward pass averages gradients; `ignored`: it has layers that are never called."""
+        if self.size == 1:
+            return network
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=ignored)
+
+
+def together(work: callable) -> callable:
+    """`work(argv)` for torchrun: all processes end together, and what is wrong is said once."""
+    def watched(argv: list[str] | None) -> None:
+        try:
+            work(argv)
+        except SaidElsewhere:
+            sys.exit(2)
+        except RuntimeError as error:
+            if isinstance(error, getattr(distributed, "DistError", ())) or "gloo" in str(error):
+                raise UserError("another process of this run stopped: see its message") from error
+            raise
+        finally:
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.destroy_process_group()
+    return watched
+# <<< shared: team
+
+
 # >>> shared: training (origin MNIST/mnist.py; edit there, then: make sync)
 def default_precision(device: torch.device, recipe: Recipe) -> str:
     """bf16 where it was measured to be faster and as accurate (results/precision.md): on a CPU with AMX. Elsewhere fp32."""
@@ -678,6 +757,49 @@ def record(step: callable) -> callable:
     return graph.replay
 
 
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_, value: Tensor) -> Tensor:
+        value = value.clone()
+        distributed.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(_, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.forward(_, gradient)
+
+
+class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the parts of a batch in all processes; nn.SyncBatchNorm does the same on CUDA, but not on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        dims, shape = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+        count = SumOverProcesses.apply(x.new_tensor(x.numel() / x.shape[1], dtype=torch.float32))
+        mean = SumOverProcesses.apply(x.float().sum(dims)) / count
+        centred = x.float() - mean.view(shape)
+        variance = SumOverProcesses.apply(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+
+def share_batch_norm(network: nn.Module) -> None:
+    """Makes every batch norm of the network one over all processes; weights and names stay."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = SharedBatchNorm
+
+
 class Trainer:
     """Training steps of one network: forward pass, loss, backward pass, update. The sum of losses stays on the device.
 
@@ -685,22 +807,26 @@ class Trainer:
     longer than running them. Before the first one, gradients and weights after a step of the graph are compared with those of
     the same step without it; where they differ by more than rounding, or there can be no graph, training goes on without.
 
+    With several processes (torchrun) each trains on its part of every batch, without a graph.
+
     The same seed gives the same bits on one CPU set-up. On CUDA it gives the same weights to begin with, the same batches and
     augmentation, but PyTorch does not promise the order in which cuDNN's backward passes add: another draw each time.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, data: Data, precision: str):
-        self.network, self.optimizer, self.data, self.precision = network, optimizer, data, precision
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, data: Data, precision: str, team: Team):
+        self.network, self.optimizer, self.data, self.precision, self.team = network, optimizer, data, precision, team
+        self.model = team.wrap(network, False)  # averages gradients over the processes
         self.images = self.labels = self.graph = None  # the graph reads its batch from here
         self.total = torch.zeros((), device=data.shift.device)
-        self.wants_graph = wants_graph(data.shift.device)
+        self.wants_graph = wants_graph(data.shift.device) and team.size == 1
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
+    def step(self, images: Tensor, labels: Tensor, share: float = 1.0) -> None:
+        """`share`: what makes the average over processes that of the whole batch."""
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(images.device, self.precision):
-            outputs = self.network(normalise(images, self.data))
+            outputs = self.model(normalise(images, self.data))
         loss = F.nll_loss(outputs.float(), labels)
-        loss.backward()
+        (loss if share == 1.0 else loss * share).backward()
         self.optimizer.step()
         self.total += loss.detach() * len(labels)
 
@@ -716,9 +842,10 @@ class Trainer:
                 torch.index_select(split.labels, 0, index, out=self.labels)
                 self.graph()
             else:
-                self.step(split.images[index], split.labels[index])
+                part = index.tensor_split(self.team.size)[self.team.rank]
+                self.step(split.images[part], split.labels[part], self.team.size * len(part) / len(index))
             tick()
-        return float(self.total) / len(order)
+        return float(self.team.add(self.total)) / len(order)
 
     def variables(self) -> list[Tensor]:
         """All that a step changes."""
@@ -958,9 +1085,9 @@ class Checkpoint:
 class Run:
     """One network, head and seed: its weights, optimiser, rate, log and checkpoint."""
 
-    def __init__(self, head: str, seed: int, data: Data, options: argparse.Namespace, device: torch.device):
-        recipe = RECIPES[options.network]
-        self.recipe, self.options, self.device, self.data, self.seed = recipe, options, device, data, seed
+    def __init__(self, head: str, seed: int, data: Data, options: argparse.Namespace, team: Team):
+        recipe, device = RECIPES[options.network], team.device
+        self.recipe, self.options, self.team, self.device, self.data, self.seed = recipe, options, team, device, data, seed
         corrected = options.protocol == "corrected"
         self.rule = (recipe.corrected_rule if corrected else recipe.spinal_rule if head == "spinal" else None) or recipe.rule
         self.watched = "heldout" if corrected else "test"  # the split that is evaluated after each epoch
@@ -978,17 +1105,22 @@ class Run:
                 any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
             raise UserError(f"batches of {options.batch_size} leave one of {len(data.train.labels)} training images alone, and "
                             "batch norm cannot train on one image: choose another --batch-size or --limit")
+        if 0 < len(data.train.labels) % options.batch_size < team.size or options.batch_size < team.size:
+            raise UserError(f"batches of {options.batch_size} cannot be cut into {team.size} parts: choose fewer processes, or "
+                            "another --batch-size")
+        if team.size > 1:
+            share_batch_norm(network)
         self.start = self.describe(network)
         self.name = self.start["run"]
         self.log = RunLog(options.results_dir / "logs" / SCRIPT, self.name)
         self.checkpoint = Checkpoint(options.results_dir / "checkpoints" / SCRIPT / f"{self.name}.pt")
         self.network = network.to(device, memory_format=torch.channels_last)  # the same numbers, convolutions are faster
         self.optimizer = build_optimizer(self.network, recipe, options.lr)
-        self.trainer = Trainer(self.network, self.optimizer, data, options.precision)
+        self.trainer = Trainer(self.network, self.optimizer, data, options.precision, team)
         self.state = {"epoch": 0, "rate": options.lr, "best_epoch": 0, "best": -1.0, "last": -1.0, "seconds": 0.0,
                       "diverged": False}
         self.best_weights: dict | None = None
-        self.finished = self.log.path.exists() and not options.overwrite
+        self.finished = team.first(self.log.path.exists) and not options.overwrite
         if self.finished and not self.log.part.exists():  # a process was killed between its last two acts
             self.checkpoint.remove()
 
@@ -1016,12 +1148,13 @@ class Run:
                 "settings": settings, "departures": sorted(changed.values()),
                 "parameters": sum(parameter.numel() for parameter in network.parameters()),
                 "fc_multiplications": count_fc_multiplications(network, sample), "data": self.data.facts,
-                "provenance": provenance(self.device)}
+                "provenance": provenance(self.device) | ({"processes": self.team.size} if self.team.size > 1 else {})}
 
     def begin(self) -> None:
         """Opens the log; goes on from the checkpoint if there is one of the same run."""
         saved = self.checkpoint.load(self.device)
-        if not self.log.open(self.start, saved["state"]["epoch"] if saved and saved.get("run") == self.name else 0):
+        done = saved["state"]["epoch"] if saved and saved.get("run") == self.name else 0
+        if not self.team.first(lambda: self.log.open(self.start, done)):
             return
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -1030,14 +1163,16 @@ class Run:
     def train_epoch(self, epoch: int, split: Split, order: Tensor, tick: callable) -> None:
         """One epoch: train, evaluate, log, choose the next rate, save."""
         began, state, data = time.monotonic(), self.state, self.data
-        torch.manual_seed(seed_of(self.seed, "dropout", epoch))
+        rank = [self.team.rank] if self.team.rank else []  # another mask for the part of another process
+        torch.manual_seed(seed_of(self.seed, "dropout", epoch, *rank))
         set_rate(self.optimizer, state["rate"])
         loss = self.trainer.epoch(split, order, self.options.batch_size, tick)
         watched = data.heldout if self.watched == "heldout" else data.test
-        watched_loss, accuracy = evaluate(self.network, watched, data, self.options.precision)
-        self.log.write({"event": "epoch", "epoch": epoch, "learning_rate": rounded(state["rate"]), "train_loss": rounded(loss),
-                        f"{self.watched}_loss": rounded(watched_loss), f"{self.watched}_accuracy_pct": rounded(accuracy),
-                        "seconds": rounded(time.monotonic() - began, 4)})
+        watched_loss, accuracy = self.team.first(lambda: evaluate(self.network, watched, data, self.options.precision))
+        line = {"event": "epoch", "epoch": epoch, "learning_rate": rounded(state["rate"]), "train_loss": rounded(loss),
+                f"{self.watched}_loss": rounded(watched_loss), f"{self.watched}_accuracy_pct": rounded(accuracy),
+                "seconds": rounded(time.monotonic() - began, 4)}
+        self.team.first(lambda: self.log.write(line))
         improved = self.rule.improves(accuracy, state["best"])
         if accuracy > state["best"]:
             state.update(best=accuracy, best_epoch=epoch)
@@ -1052,8 +1187,9 @@ class Run:
                     moment.zero_()  # in place: a graph knows where they are
         state.update(epoch=epoch, rate=rate, last=accuracy, loss=watched_loss, diverged=not math.isfinite(loss),
                      seconds=state["seconds"] + time.monotonic() - began)
-        self.checkpoint.save({"run": self.name, "state": state, "network": self.network.state_dict(),
-                              "optimizer": self.optimizer.state_dict(), "best_weights": self.best_weights})
+        self.team.first(lambda: self.checkpoint.save({
+            "run": self.name, "state": state, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "best_weights": self.best_weights}))
 
     def progress(self) -> str:
         """How it stands after the last epoch, for the terminal."""
@@ -1066,9 +1202,10 @@ class Run:
         state, last, selected_epoch = self.state, self.state["last"], self.state["best_epoch"]
         selected = state["best"]
         if self.selection == "heldout":
-            last = evaluate(self.network, self.data.test, self.data, self.options.precision)[1]
+            test = lambda: evaluate(self.network, self.data.test, self.data, self.options.precision)[1]
+            last = self.team.first(test)
             self.network.load_state_dict(self.best_weights)
-            selected = evaluate(self.network, self.data.test, self.data, self.options.precision)[1]
+            selected = self.team.first(test)
         elif self.selection == "last":
             selected_epoch, selected = state["epoch"], last
         record = {"event": "end", "outcome": "diverged" if state["diverged"] else "finished", "epochs": state["epoch"],
@@ -1078,8 +1215,8 @@ class Run:
                   "peak_memory_bytes": peak_memory(self.device)}
         if state["diverged"]:
             record["diverged_epoch"] = state["epoch"]
-        self.log.finish(record)
-        self.checkpoint.remove()
+        self.team.first(lambda: self.log.finish(record))
+        self.team.first(self.checkpoint.remove)
         self.finished = True
 
     def result(self) -> str:
@@ -1264,13 +1401,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def work(argv: list[str] | None) -> None:
     """Everything that the command line asks for."""
     options = parse_arguments(argv)
-    device = choose_device(options.device)
+    team = Team(options)
+    device, options.quiet = team.device, options.quiet or team.rank > 0
     if device.type == "cpu" and RECIPES[options.network].one_thread:
         torch.set_num_threads(1)
     options.precision = options.precision or default_precision(device, RECIPES[options.network])
     if device.type == "cuda":  # fp32 is fp32; what bf16 leaves in fp32 may use TF32
         torch.set_float32_matmul_precision("high" if options.precision == "bf16" else "highest")
         torch.backends.cudnn.allow_tf32 = options.precision == "bf16"
+    if team.size > 1:
+        team.first(lambda: read_arrays(options) and None)  # one process downloads
     data = load_data(options, device)
     if not data.facts["official"] and not options.quiet:
         print(f"note: {data.facts['complete_train']:,} + {data.facts['complete_test']:,} images instead of {DATASET}'s "
@@ -1278,17 +1418,17 @@ def work(argv: list[str] | None) -> None:
     if options.fetch_only:
         return
     for seed in range(options.seed, options.seed + options.runs):
-        runs = [Run(head, seed, data, options, device) for head in ("fc", "spinal") if options.head in (head, "both")]
+        runs = [Run(head, seed, data, options, team) for head in ("fc", "spinal") if options.head in (head, "both")]
         unfinished = [run for run in runs if not run.finished]
         if unfinished:
             train_together(unfinished, options)
-        for run in runs:
+        for run in runs if team.rank == 0 else ():
             print(run.result() if run in unfinished else f"already finished: {run.result()}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 finished, 2 user's mistake, 130 Ctrl-C, 143 SIGTERM."""
-    return guarded(work, argv)
+    return guarded(together(work), argv)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,9 @@ try:
     import numpy
     import torch
     import torchvision
-    from torch import Tensor, nn
+    from torch import Tensor, distributed, nn
     from torch.nn import functional as F
+    from torch.nn.parallel import DistributedDataParallel
     from tqdm import tqdm
 except ImportError as missing:
     sys.exit(f"error: {missing.name} is missing: pip install torch torchvision numpy tqdm, or start this file with uv run")

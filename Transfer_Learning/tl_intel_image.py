@@ -60,8 +60,9 @@ try:
     import numpy
     import torch
     import torchvision
-    from torch import Tensor, nn
+    from torch import Tensor, distributed, nn
     from torch.nn import functional as F
+    from torch.nn.parallel import DistributedDataParallel
     from tqdm import tqdm
 except ImportError as missing:
     sys.exit(f"error: {missing.name} is missing: pip install torch torchvision numpy tqdm, or start this file with uv run")
@@ -73,8 +74,6 @@ from collections.abc import Iterator
 
 try:
     from PIL import Image
-    from torch import distributed
-    from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import DataLoader, Dataset, Sampler
     from torchvision import transforms
 except ImportError as missing:
@@ -521,16 +520,16 @@ def count_fc_multiplications(network: nn.Module, sample: Tensor) -> int:
 
 
 # ---- Processes -------------------------------------------------------------------------------------------------------------
-# >>> shared: transfer_team (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
+# >>> shared: team (origin MNIST/mnist.py; edit there, then: make sync)
 class SaidElsewhere(UserError):
     """A mistake that the first process reports."""
 
 
 class Team:
-    """The processes that train one network together: one by default, those of torchrun if it started them (one machine).
+    """The processes that train one network together: one by default, those of torchrun if it started them.
 
     Each batch is cut into one part for each process; gradients are averaged so that a step is that of the whole batch. On CUDA
-    batch norm sees the whole batch, too (SyncBatchNorm); on CPUs each process's part alone, which the log says.
+    batch norm sees the whole batch, too (SyncBatchNorm). Several machines need a results folder that all of them see.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -579,7 +578,24 @@ class Team:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=ignored)
-# <<< shared: transfer_team
+
+
+def together(work: callable) -> callable:
+    """`work(argv)` for torchrun: all processes end together, and what is wrong is said once."""
+    def watched(argv: list[str] | None) -> None:
+        try:
+            work(argv)
+        except SaidElsewhere:
+            sys.exit(2)
+        except RuntimeError as error:
+            if isinstance(error, getattr(distributed, "DistError", ())) or "gloo" in str(error):
+                raise UserError("another process of this run stopped: see its message") from error
+            raise
+        finally:
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.destroy_process_group()
+    return watched
+# <<< shared: team
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------------
@@ -1255,21 +1271,14 @@ def main(argv: list[str] | None = None) -> int:
     def watched_work(argv: list[str] | None) -> None:
         try:
             work(argv)
-        except SaidElsewhere:
-            sys.exit(2)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             if "DataLoader worker" in reason:
                 raise UserError(f"a process that decodes images died ({reason[:200]}): choose fewer --workers, or 0, or give "
                                 "the container more shared memory") from error
-            if isinstance(error, getattr(distributed, "DistError", ())) or "gloo" in reason:
-                raise UserError("another process of this run stopped: see its message") from error
             raise
-        finally:
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.destroy_process_group()
 
-    return guarded(watched_work, argv)
+    return guarded(together(watched_work), argv)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def test_only_a_rule_that_renews_the_optimiser_loses_its_momentum(tmp_path, monk
     rule = optdigits.RateRule(power=3, always=True, renew=renew)
     monkeypatch.setitem(optdigits.RECIPES, "cnn", dataclasses.replace(optdigits.RECIPES["cnn"], rule=rule))
     options = arguments(optdigits, tmp_path, "--limit", "100")
-    run = optdigits.Run("fc", 0, optdigits.load_data(options, torch.device("cpu")), options, torch.device("cpu"))
+    run = optdigits.Run("fc", 0, optdigits.load_data(options, torch.device("cpu")), options, optdigits.Team(options))
     run.begin()
     run.train_epoch(1, run.data.train, torch.arange(100), lambda: None)
     momentum = torch.cat([state["momentum_buffer"].flatten() for state in run.optimizer.state.values()])
@@ -259,7 +259,7 @@ def arguments(script, tmp_path, *more):
 def test_two_steps_equal_a_loop_written_by_hand(tmp_path, network, make):
     options = arguments(optdigits, tmp_path, "--network", network, "--batch-size", "16", "--precision", "fp32")
     data = optdigits.load_data(options, torch.device("cpu"))
-    run = optdigits.Run("fc", 0, data, options, torch.device("cpu"))
+    run = optdigits.Run("fc", 0, data, options, optdigits.Team(options))
     torch.manual_seed(optdigits.seed_of(0, "weights"))
     reference = optdigits.build_network(network, "fc").to(memory_format=torch.channels_last)
     order = torch.arange(32)
@@ -297,7 +297,7 @@ def test_the_way_of_the_cuda_graph_trains_the_same_network(tmp_path, monkeypatch
     def train():
         torch.manual_seed(0)
         options = arguments(optdigits, tmp_path, "--network", network, "--limit", "50", "--batch-size", "16", "--precision", "fp32")
-        run = optdigits.Run("fc", 0, optdigits.load_data(options, torch.device("cpu")), options, torch.device("cpu"))
+        run = optdigits.Run("fc", 0, optdigits.load_data(options, torch.device("cpu")), options, optdigits.Team(options))
         run.rule, losses = dataclasses.replace(run.rule, always=True, renew=True, power=1), []
         for epoch in (1, 2):
             order = torch.randperm(50)
@@ -368,7 +368,7 @@ def test_dropout_is_drawn_anew_in_each_epoch_and_seed(tmp_path, monkeypatch):
 def test_last_batch_is_kept_and_every_image_is_seen_once(tmp_path):
     options = arguments(optdigits, tmp_path, "--batch-size", "64")
     data = optdigits.load_data(options, torch.device("cpu"))
-    run, sizes = optdigits.Run("fc", 0, data, options, torch.device("cpu")), []
+    run, sizes = optdigits.Run("fc", 0, data, options, optdigits.Team(options)), []
     run.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     run.trainer.epoch(data.train, torch.randperm(1437), 64, lambda: None)
     assert sizes == [64] * 22 + [29]
@@ -659,7 +659,7 @@ def test_qmnist_takes_all_test_images_or_the_first_10000(tmp_path, test, count):
     options = arguments(qmnist, tmp_path, "--data-dir", str(tmp_path), "--no-download", "--test", test)
     data = qmnist.load_data(options, torch.device("cpu"))
     assert len(data.test.labels) == count and torch.equal(data.train.labels, torch.arange(30) % 10)
-    run = qmnist.Run("fc", 0, data, options, torch.device("cpu"))
+    run = qmnist.Run("fc", 0, data, options, qmnist.Team(options))
     assert ("test10k" in run.name) == (test == "10k") and ("test" in run.start["departures"]) == (test == "10k")
 
 

@@ -119,6 +119,7 @@ class Ours:
     def __init__(self, script: ModuleType, network: str, data, device: torch.device, precision: str, graph: bool):
         self.script, self.data, self.precision, self.recipe = script, data, precision, script.RECIPES[network]
         self.networks, self.trainers, self.passes = [], [], 0
+        team = script.Team(argparse.Namespace(device=str(device)))
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
             torch.backends.cudnn.allow_tf32 = precision == "bf16"
@@ -126,7 +127,7 @@ class Ours:
             network_ = script.build_network(network, head).to(device, memory_format=torch.channels_last)
             optimizer = script.build_optimizer(network_, self.recipe, self.recipe.learning_rate)
             self.networks.append(network_)
-            self.trainers.append(script.Trainer(network_, optimizer, data, precision))
+            self.trainers.append(script.Trainer(network_, optimizer, data, precision, team))
             self.trainers[-1].wants_graph = graph
 
     def views(self) -> tuple:

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
                 except script.UserError as error:
                     print(f"error: {error}", file=sys.stderr)
                     return 2
-                run = script.Run(settings["head"], start["seed"], data, arguments, torch.device("cpu"))
+                run = script.Run(settings["head"], start["seed"], data, arguments, script.Team(arguments))
                 script.train_together([run], arguments)
             matrix = count(script, run)
             right = 100 * sum(matrix[k][k] for k in range(len(matrix))) / sum(map(sum, matrix))
