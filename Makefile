@@ -24,7 +24,7 @@ JOBS_PER_GPU ?= 1
 export GPUS JOBS_PER_GPU
 TAB := $(subst ,,	)
 JOB = $(PYTHON3) tools/job.py
-LAUNCH ?= $(if $(strip $(GPUS)),$(PYTHON3) tools/slot.py) $(PYTHON)
+LAUNCH ?= $(if $(strip $(GPUS)),$(PYTHON3) tools/slot.py )$(PYTHON)
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help

@@ -30,6 +30,13 @@ def test_links_in_the_readme_lead_somewhere():
         assert link.startswith("http") or (ROOT / link).exists(), link
 
 
+def test_figures_of_the_kill_test_are_those_of_its_report():
+    lines, seconds = re.search(r"of ([\d,]+) lines none differed, and SIGTERM and Ctrl-C ended a\s+run within ([\d.]+) s", README).groups()
+    table = (ROOT / "results/robustness.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| all \| 50 \| 70 \| \d+ \| {lines} \| 0 \|", table, re.MULTILINE)
+    assert max(map(float, re.findall(r"([\d.]+) s of 1", table))) == float(seconds)
+
+
 def test_tables_are_what_the_committed_logs_give():
     done = subprocess.run([sys.executable, "results/aggregate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -252,6 +252,25 @@ def processes(options: argparse.Namespace, device: torch.device) -> list[dict]:
     return rows
 
 
+def torchruns(options: argparse.Namespace, device: torch.device) -> list[dict]:
+    """One run of vgg5 by several processes that share each batch, one on each GPU; on a CPU, one on each core."""
+    rows, images = [], 60_000 if device.type == "cuda" else 2_000
+    for count in options.torchrun:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
+                       str(ROOT / "MNIST/mnist.py"), "--network", "vgg5", "--head", "spinal", "--epochs", "3", "--quiet",
+                       "--limit", str(images), "--device", device.type, "--data-dir", str(options.data_dir),
+                       "--results-dir", folder, "--no-download"]
+            done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"error: {count} processes by torchrun failed: {done.stderr.strip().splitlines()[0]}")
+            (log,) = Path(folder).rglob("*.jsonl")
+            seconds = [line["seconds"] for line in map(json.loads, log.read_text().splitlines()) if line.get("epoch", 0) > 1]
+        rows.append({"processes": count, "images": images, "images_per_second": images / statistics.mean(seconds)})
+        print(f"vgg5 by {count} processes: {rows[-1]['images_per_second']:,.0f} images/s, evaluation included", flush=True)
+    return rows
+
+
 # ---- The page -----------------------------------------------------------------------------------------------------------
 def table(records: list[dict]) -> str:
     """A section for each device."""
@@ -273,6 +292,9 @@ def table(records: list[dict]) -> str:
         for row in record["processes"]:
             parts.append(f"{'' if row is not record['processes'][0] else chr(10)}- cnn, {row['processes']} run"
                          f"{'s' if row['processes'] > 1 else ''} at once: {row['images_per_second']:,.0f} images/s in sum")
+        for row in record.get("torchrun", []):
+            parts.append(f"- vgg5, Spinal, one run by {row['processes']} process{'es' if row['processes'] > 1 else ''} (torchrun): "
+                         f"{row['images_per_second']:,.0f} images/s, evaluation included")
         parts.append("")
     return "\n".join(parts)
 
@@ -301,24 +323,31 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help="training images of a repeat; default: 60,000 on CUDA, fewer on a CPU")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], help="so many cnn runs at once; none: leave it out")
+    parser.add_argument("--torchrun", type=int, nargs="*", help="processes that share a run of vgg5; default: one, and as many as "
+                        "there are GPUs, or cores up to 2")
     parser.add_argument("--pages-only", action="store_true", help="measure nothing, write the pages from the files there")
     options = parser.parse_args(argv)
     if options.pages_only:
         write_pages()
         return 0
-    if options.repeats < 1 or (options.images is not None and options.images < 200) or any(n < 1 for n in options.processes):
-        print("error: --repeats and --processes must be 1 or more, --images 200 or more", file=sys.stderr)
+    if options.repeats < 1 or (options.images is not None and options.images < 200) or any(
+            n < 1 for n in [*options.processes, *(options.torchrun or [])]):
+        print("error: --repeats, --processes and --torchrun must be 1 or more, --images 200 or more", file=sys.stderr)
         return 2
     script = load_script("MNIST/mnist")
     try:
         device = script.choose_device(options.device)
+        if options.torchrun is None:
+            devices = torch.cuda.device_count() if device.type == "cuda" else min(2, os.cpu_count() or 1)
+            options.torchrun = [1, devices] if devices > 1 else []
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         facts = script.provenance(device)
         rows = [row for network in options.networks for row in measure(script, network, options, device)]
         peaks = {precision: matrix_peak(device, precision) for precision in ("fp32", "bf16")}
         record = {"device": device.type, "device_name": facts["device_name"], "torch": torch.__version__, "load": load,
                   "python": platform.python_version(), "cores": os.cpu_count(), "date": facts["started"][:10],
-                  "repeats": options.repeats, "matrix_peak": peaks, "rows": rows, "processes": processes(options, device)}
+                  "repeats": options.repeats, "matrix_peak": peaks, "rows": rows, "processes": processes(options, device),
+                  "torchrun": torchruns(options, device)}
     except script.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -193,10 +193,10 @@ class Estimate:
 
 
 def words(seconds: float) -> str:
-    """45 s, 12 min, 3.5 h, 12 d"""
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+    """0.1 s, 45 s, 12 min, 3.5 h, 12 d"""
+    for limit, size, digits, unit in ((9.5, 1, 1, "s"), (90, 1, 0, "s"), (5400, 60, 0, "min"), (172_800, 3600, 1, "h")):
         if seconds < limit:
-            return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
+            return f"{seconds / size:.{digits}f} {unit}"
     return f"{seconds / 86_400:,.0f} d"
 
 
