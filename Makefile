@@ -103,6 +103,7 @@ $(call rows,cifar10,CIFAR/cifar10.py,resnet18,fc spinal4x20 spinal4x256,publishe
 $(call rows,cifar10,CIFAR/cifar10.py,resnet34,fc spinal4x256,published corrected)
 $(foreach net,resnet18 resnet34,$(call rows,cifar100,CIFAR/cifar100.py,$(net),fc spinal4x128 spinal4x512,published corrected))
 $(call rows,cifar10,CIFAR/cifar10.py,densenet,fc spinal8x16 spinal8x64,published corrected)
+$(call rows,cifar10,CIFAR/cifar10.py,lenet,fc spinal6x20,published corrected)
 $(call rows,cifar10,CIFAR/cifar10.py,cnn,fc spinal4x128,published corrected)
 $(call rows,cifar100,CIFAR/cifar100.py,cnn,fc spinal4x256,published corrected)
 # Table III (transfer): width of the Spinal head on wide_resnet101_2 as labelled; on vgg19_bn it is 4 x 1024

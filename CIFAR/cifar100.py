@@ -149,9 +149,10 @@ class Recipe:
     epochs: int
     batch_size: int
     learning_rate: float
-    optimizer: str  # "SGD" (momentum 0.5) or "Adam"
+    optimizer: str  # "SGD" or "Adam"
     spinal: tuple[int, int]  # hidden layers and width of the Spinal head
     fc: tuple[int, int] | None  # the same of the default head; None: there is no default head
+    momentum: float = 0.5  # of SGD
     augment: tuple[str, ...] = ()  # in this order
     norm: tuple = (0.1307, 0.3081)  # mean and deviation of pixels in 0..1, of colour images a tuple each; default: MNIST's
     rule: RateRule = RateRule()
@@ -546,6 +547,12 @@ def cnn_trunk() -> nn.Module:
                          *convolution(128, 256, True), *convolution(256, 256, False), nn.MaxPool2d(2), nn.Flatten())
 
 
+def lenet_trunk() -> nn.Module:
+    """The two convolutions of PyTorch's tutorial "Training a classifier": (N, 400), channel-major."""
+    return nn.Sequential(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+                         nn.Flatten())
+
+
 def vgg_trunk(depths: tuple[int, ...]) -> nn.Module:
     """Five blocks, each ended by a pool: (N, 512) (section 2.1)."""
     layers, before = [], 3
@@ -641,6 +648,9 @@ def build_network(network: str, head: str | None, *, protocol: str = "published"
     if network == "cnn":  # the trunk is drawn first: both heads of a seed get the same one
         trunk, features = cnn_trunk(), 4096
         fc = lambda: [nn.Dropout(inner), nn.Linear(4096, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU()]  # noqa: E731
+    elif network == "lenet":
+        trunk, features = lenet_trunk(), 400
+        fc = lambda: [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]  # noqa: E731
     elif network in VGG_DEPTHS:
         trunk, features = vgg_trunk(VGG_DEPTHS[network]), 512
         fc = lambda: [nn.Linear(512, 4096), nn.ReLU(), nn.Dropout(inner), nn.Linear(4096, 4096), nn.ReLU()]  # noqa: E731
@@ -651,7 +661,7 @@ def build_network(network: str, head: str | None, *, protocol: str = "published"
         trunk, features = densenet_trunk(), 1024
         fc = lambda: [nn.Linear(1024, 512), nn.ReLU()]  # noqa: E731
     if head == "fc":
-        parts, joined = fc(), {"cnn": 512, "densenet": 512}.get(network, 4096 if network in VGG_DEPTHS else 256)
+        parts, joined = fc(), {"cnn": 512, "lenet": 84, "densenet": 512}.get(network, 4096 if network in VGG_DEPTHS else 256)
     elif depth in RESNET_DEPTHS:
         parts, joined = [nn.MaxPool2d(2), QuadrantSpinalLayers(features, layers, width)], layers * width
     else:
@@ -783,7 +793,7 @@ def build_optimizer(network: nn.Module, recipe: Recipe, rate: float) -> torch.op
     rate = torch.tensor(rate, device=device) if cuda else rate
     if recipe.optimizer == "Adam":
         return torch.optim.Adam(network.parameters(), lr=rate, fused=device.type in ("cpu", "cuda"), capturable=cuda)
-    return torch.optim.SGD(network.parameters(), lr=rate, momentum=0.5, fused=cuda or None)
+    return torch.optim.SGD(network.parameters(), lr=rate, momentum=recipe.momentum, fused=cuda or None)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -1194,7 +1204,7 @@ class Run:
         settings = {
             "dataset": DATASET, "network": name, "head": head, "layers": layers, "width": width, "protocol": options.protocol,
             "epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr,
-            "optimizer": "Adam" if recipe.optimizer == "Adam" else "SGD momentum 0.5", "rate_rule": str(self.rule),
+            "optimizer": "Adam" if recipe.optimizer == "Adam" else f"SGD momentum {recipe.momentum}", "rate_rule": str(self.rule),
             "augmentation": list(recipe.augment), "mean": self.data.norm[0], "std": self.data.norm[1], "fc_dropout": dropout,
             "selection": self.selection, "limit": options.limit, "precision": options.precision,
             **{flag.lstrip("-"): getattr(options, flag.lstrip("-")) for flag in EXTRA_OPTIONS}}

@@ -140,9 +140,10 @@ class Recipe:
     epochs: int
     batch_size: int
     learning_rate: float
-    optimizer: str  # "SGD" (momentum 0.5) or "Adam"
+    optimizer: str  # "SGD" or "Adam"
     spinal: tuple[int, int]  # hidden layers and width of the Spinal head
     fc: tuple[int, int] | None  # the same of the default head; None: there is no default head
+    momentum: float = 0.5  # of SGD
     augment: tuple[str, ...] = ()  # in this order
     norm: tuple = (0.1307, 0.3081)  # mean and deviation of pixels in 0..1, of colour images a tuple each; default: MNIST's
     rule: RateRule = RateRule()
@@ -714,7 +715,7 @@ def build_optimizer(network: nn.Module, recipe: Recipe, rate: float) -> torch.op
     rate = torch.tensor(rate, device=device) if cuda else rate
     if recipe.optimizer == "Adam":
         return torch.optim.Adam(network.parameters(), lr=rate, fused=device.type in ("cpu", "cuda"), capturable=cuda)
-    return torch.optim.SGD(network.parameters(), lr=rate, momentum=0.5, fused=cuda or None)
+    return torch.optim.SGD(network.parameters(), lr=rate, momentum=recipe.momentum, fused=cuda or None)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -1125,7 +1126,7 @@ class Run:
         settings = {
             "dataset": DATASET, "network": name, "head": head, "layers": layers, "width": width, "protocol": options.protocol,
             "epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr,
-            "optimizer": "Adam" if recipe.optimizer == "Adam" else "SGD momentum 0.5", "rate_rule": str(self.rule),
+            "optimizer": "Adam" if recipe.optimizer == "Adam" else f"SGD momentum {recipe.momentum}", "rate_rule": str(self.rule),
             "augmentation": list(recipe.augment), "mean": self.data.norm[0], "std": self.data.norm[1], "fc_dropout": dropout,
             "selection": self.selection, "limit": options.limit, "precision": options.precision,
             **{flag.lstrip("-"): getattr(options, flag.lstrip("-")) for flag in EXTRA_OPTIONS}}

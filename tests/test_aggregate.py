@@ -133,6 +133,7 @@ def test_paper_csv_is_what_the_converter_makes_of_labels():
     assert tool.head_of("default FC (output layer only)") == ("fc", "", "")
     assert tool.head_of("Spinal FC (4HL x 1024)") == ("spinal", "4", "1024")
     assert tool.network_of("III", "Wide_ResNet-101_2") == "wide_resnet101_2"
+    assert (tool.network_of("II (v2 only)", "CNN"), tool.network_of("II", "CNN")) == ("lenet", "cnn")
 
 
 def test_without_logs_every_row_is_there_and_not_yet_run(results):

@@ -20,7 +20,7 @@ SETS = {"mnist": "MNIST", "fashion_mnist": "MNIST", "kmnist": "MNIST", "qmnist":
         "emnist_digits": "EMNIST", "emnist_letters": "EMNIST", "emnist_balanced": "EMNIST"}
 HEADS = {"cnn": ("fc", "spinal6x8", "spinal6x10"), "vgg5": ("fc", "spinal4x128")}
 CIFAR = {"cifar10": {"vgg11": "4x1024", "vgg13": "4x1024", "vgg19": "4x512", "resnet18": "4x20 4x256", "resnet34": "4x256",
-                     "densenet": "8x16 8x64", "cnn": "4x128"},
+                     "densenet": "8x16 8x64", "lenet": "6x20", "cnn": "4x128"},
          "cifar100": {"vgg11": "4x1024", "vgg13": "4x1024", "vgg16": "4x512", "vgg19": "4x512", "resnet18": "4x128 4x512",
                       "resnet34": "4x128 4x512", "cnn": "4x256"}}
 TABLE_II = [(name, folder, HEADS) for name, folder in SETS.items()] + [

@@ -105,8 +105,6 @@ def main(argv: list[str] | None = None) -> int:
         module = modules.setdefault(row.script, load_script(row.script))
         if module is None or row.network not in getattr(module, "RECIPES", {row.network}):
             continue
-        if (row.script, row.network) == ("cifar10", "cnn"):
-            continue  # version 2's CNN is another network than the released script's (docstring of cifar10.py)
         rows.append((row.script, row.network, row.head, row.layers if row.head == "spinal" else None,
                      row.width if row.head == "spinal" else None))
         if row.head == "spinal" and hasattr(module, "RECIPES"):  # released scripts differ from some labels in width

@@ -9,7 +9,7 @@ FEWEST_SEEDS = 5  # for a verdict on Table I, whose numbers are of one seed (Q9)
 CONFIDENCE = 0.95
 FUNCTIONS = {"sum": "sum", "sinsum": "sine of sum", "product": "product", "sinproduct": "sine of product"}
 NETWORKS = {"cnn": "CNN", "vgg5": "VGG-5", "vgg11": "VGG-11", "vgg13": "VGG-13", "vgg16": "VGG-16", "vgg19": "VGG-19",
-            "resnet18": "ResNet-18", "resnet34": "ResNet-34", "densenet": "DenseNet", "vgg19_bn": "VGG-19_bn",
+            "resnet18": "ResNet-18", "resnet34": "ResNet-34", "lenet": "CNN (tutorial)", "densenet": "DenseNet", "vgg19_bn": "VGG-19_bn",
             "wide_resnet101_2": "Wide_ResNet-101_2", "mlp": "MLP"}
 SCRIPT_ORDER = ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist_digits", "emnist_letters", "emnist_balanced", "cifar10",
                 "cifar100")  # of panels
