@@ -35,7 +35,8 @@ layers, growth 32, 128 first channels, 256 x 2 x 2 features, 1,063,808 parameter
 1.074058M for the output layer alone; FC 512 has 1.593738M. Its recipe (ResNet's, batch 100, flavour R, library
 initialisation) is a guess too.
 
-`python cifar10.py --network lenet` takes minutes on a CPU core. `python cifar10.py` trains cnn with both heads on the same batches; hours on a CPU, so try --limit 1000 --epochs 2 first.
+`python cifar10.py` trains cnn with both heads on the same batches; hours on a CPU, so try --limit 1000 --epochs 2 first, or
+--network lenet, which takes minutes.
 `--network resnet18relu` or `resnet34relu` is the ResNet with ReLU after the addition (Q9), in either protocol.
 
 `--protocol published` (default) does what the released scripts did; `--protocol corrected` changes exactly this:
@@ -202,7 +203,8 @@ RECIPES = {
     "cnn": Recipe(160, 100, 1e-3, "Adam", spinal=(4, 128), fc=(2, 512), augment=CROP, norm=NO_NORM, selection="last",
                   rule=RateRule(decay=1 / 3, always=True, after=21, at=(2,)),  # Q1; Q2: the Spinal head keeps its rate
                   spinal_rule=RateRule(), corrected_rule=RateRule(decay=1 / 3, tie_improves=True)),
-    "lenet": Recipe(8, 4, 1e-3, "SGD", spinal=(6, 20), fc=(2, 120), momentum=0.9, norm=HALVES, one_thread=True, selection="last"),
+    "lenet": Recipe(8, 4, 1e-3, "SGD", spinal=(6, 20), fc=(2, 120), momentum=0.9, norm=HALVES, one_thread=True,
+                    selection="last"),
     "densenet": dataclasses.replace(RESNET, epochs=35, batch_size=100, spinal=(8, 16), fc=(1, 512)),  # a guess but for 35
     "resnet18relu": RESNET, "resnet34relu": RESNET,  # Q9
 }
@@ -1223,8 +1225,8 @@ class Run:
         settings = {
             "dataset": DATASET, "network": name, "head": head, "layers": layers, "width": width, "protocol": options.protocol,
             "epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr,
-            "optimizer": "Adam" if recipe.optimizer == "Adam" else f"SGD momentum {recipe.momentum}", "rate_rule": str(self.rule),
-            "augmentation": list(recipe.augment), "mean": self.data.norm[0], "std": self.data.norm[1], "fc_dropout": dropout,
+            "optimizer": recipe.optimizer + f" momentum {recipe.momentum}" * (recipe.optimizer == "SGD"),
+            "rate_rule": str(self.rule), "augmentation": list(recipe.augment), "mean": self.data.norm[0], "std": self.data.norm[1], "fc_dropout": dropout,
             "selection": self.selection, "limit": options.limit, "precision": options.precision,
             **{flag.lstrip("-"): getattr(options, flag.lstrip("-")) for flag in EXTRA_OPTIONS}}
         sample = torch.zeros(1, *self.data.train.images.shape[1:])
