@@ -1141,8 +1141,9 @@ class Run:
             "dataset": DATASET, "network": name, "head": head, "layers": layers, "width": width, "protocol": options.protocol,
             "epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr,
             "optimizer": recipe.optimizer + f" momentum {recipe.momentum}" * (recipe.optimizer == "SGD"),
-            "rate_rule": str(self.rule), "augmentation": list(recipe.augment), "mean": self.data.norm[0], "std": self.data.norm[1], "fc_dropout": dropout,
-            "selection": self.selection, "limit": options.limit, "precision": options.precision,
+            "rate_rule": str(self.rule), "augmentation": list(recipe.augment), "mean": self.data.norm[0],
+            "std": self.data.norm[1], "fc_dropout": dropout, "selection": self.selection, "limit": options.limit,
+            "precision": options.precision,
             **{flag.lstrip("-"): getattr(options, flag.lstrip("-")) for flag in EXTRA_OPTIONS}}
         sample = torch.zeros(1, *self.data.train.images.shape[1:])
         return {"event": "start", "schema": 1, "script": SCRIPT, "run": "-".join(parts) + f"-s{self.seed}", "seed": self.seed,
