@@ -5,7 +5,7 @@
 ## Settings, each as `make TARGET NAME=value`:
 ##   RUNS=10      runs (seeds) of each row; the paper: ten
 ##   DATA=data    folder for the data sets; they are downloaded once
-##   GPUS="0 1"   GPUs to use (default: all); with -j 8 and JOBS_PER_GPU=4 eight jobs run at a time, four on each
+##   GPUS="0 1"   GPUs to use (default: all); with JOBS_PER_GPU=4 (default: 1) eight jobs run at a time, four on each
 ##   LAUNCH=...   what stands before each script; default: the python of .venv. Cluster: LAUNCH="srun python"
 ##   PYTHON=...   the python of tables and tests; default: that of .venv, which is made when it is needed
 ##   ROWS=...     rows of `make status`, `failures` and `slurm`: what stands behind reproduce-, for instance mnist-family
@@ -177,12 +177,16 @@ $(foreach group,$(GROUPS),$(eval PARTS_$(group) := $(group)))
 TARGETS := all mnist-family emnist-family transfer $(GROUPS)
 $(if $(filter-out $(TARGETS),$(ROWS)),$(error ROWS must be one of $(TARGETS), not '$(ROWS)'))
 runs_of = $(call longest_first,$(foreach part,$(PARTS_$1),$(LOGS_$(part))))
+# Without -j: as many jobs as there are places on the GPUs (one without GPUs).
+comma := ,
+PLACES = $(shell echo $$(($(words $(subst $(comma), ,$(GPUS))) * $(JOBS_PER_GPU))))
+JOBS = $(if $(or $(filter -j%,$(MAKEFLAGS)),$(filter 0,$(PLACES))),,-j$(PLACES))
 # A dry run of them says no more than what would run.
 DRY := $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
 
 .PHONY: $(TARGETS:%=reproduce-%) $(TARGETS:%=runs-%)
 $(TARGETS:%=reproduce-%): reproduce-%:
-	+@status=0; $(MAKE) --no-print-directory --keep-going runs-$* || status=$$?; $(if $(DRY),exit $$status; )\
+	+@status=0; $(MAKE) --no-print-directory $(JOBS) --keep-going runs-$* || status=$$?; $(if $(DRY),exit $$status; )\
 	$(if $(filter all,$*),$(MAKE) --no-print-directory tables || status=$$?; )\
 	$(MAKE) --no-print-directory --silent failures; exit $$status
 $(foreach target,$(TARGETS),$(eval runs-$(target): $(call runs_of,$(target))))

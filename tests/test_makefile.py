@@ -255,6 +255,14 @@ def test_a_stopped_run_did_not_fail(tree, monkeypatch, status, failed):
     assert len(list((tree / "results/failed").rglob("*.json"))) == failed
 
 
+@pytest.mark.parametrize("settings, jobs", [(("GPUS=0 1", "JOBS_PER_GPU=3"), "-j6"), (("GPUS=0,5",), "-j2"), (("GPUS=",), None),
+                                            (("GPUS=0 1", "-j5"), None)])
+def test_without_j_there_are_as_many_jobs_as_places_on_gpus(tree, settings, jobs):
+    (line,) = [line for line in make(tree, "-n", "reproduce-mnist", "RUNS=1", "LAUNCH=x", *settings).splitlines() if "runs-mnist" in line
+               and "status=0" in line]
+    assert re.findall(r"-j\d*", line) == ([jobs] if jobs else [])
+
+
 def test_signals_reach_the_run_and_are_no_failure(tmp_path):
     wait = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
     job = subprocess.Popen([sys.executable, ROOT / "tools/job.py", tmp_path / "logs/x/a.jsonl", sys.executable, "-c", wait],

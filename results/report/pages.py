@@ -24,7 +24,8 @@ What the networks learnt, mean ± std over seeds × 1e-3. A constant scores the 
 for its sine, 1,000 for the product; in the 1,000 samples of seed 0 (spec) 7,160, 506, 421, and 41.6 for the sine of the product.
 """
 PAIRS_PREFACE = """\
-Spinal minus FC in points of test accuracy: mean over seeds [95 % interval] (pairs of runs). Paper: difference of its averages.
+Spinal minus FC in points of test accuracy: mean over seeds [95 % interval] (pairs of runs). Paper: difference of its averages,
+or of the single numbers of arXiv v2.
 """
 FRONT_SECOND = "**Table II**, rows that have runs (accuracy in per cent).\n"
 FRONT_FIRST = """\

@@ -108,7 +108,7 @@ def comparison_fields(row: PaperRow, default: PaperRow, cells: Cells) -> Row:
     for prefix, variant in VARIANTS.items():
         difference = paired_difference(cells.of(row, variant), cells.of(default, variant))
         fields |= difference_fields(prefix, difference) | {f"{prefix}spinal_beats_fc": judge_claim(difference)}
-    paper, paper_default = row.metric("accuracy_avg_pct"), default.metric("accuracy_avg_pct")
+    paper, paper_default = (printed.metric("accuracy_avg_pct", "accuracy_pct") for printed in (row, default))
     if paper and paper_default:
         fields["paper_difference"] = number(float(paper) - float(paper_default), 2, "+")
     logs, baseline = cells.of(row, "published"), cells.of(default, "published")
