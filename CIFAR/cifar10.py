@@ -27,13 +27,13 @@ vgg16: the script's.
 Cost: the ResNet Spinal head has 468,992 multiplications, 183 times the 2,560 of the default head (it also sees 1,024 features
 instead of 256); "fewer computations" does not hold there (Q11). Elsewhere it has fewer: vgg -93.0 %, cnn -76.7 %.
 
-densenet is a guess; no code was released for it. The claimed savings of 87 and 44.1 % are those of 529,408, 68,608 (8 x 16) and
-295,936 (8 x 64) multiplications, which fix 1,024 features and one hidden layer of 512. The printed 1.13M and 1.36M then leave
-1.0585M to 1.0663M for the trunk, and 1.07M is this trunk with an output layer alone (with 512 neurons: 1.59M). Of DenseNet-BC
-trunks with equal blocks, 3 or 4 of them, halving transitions and 1,024 features, one of those tried fits: four blocks of four
-layers, growth 32, 128 first channels, 256 x 2 x 2 features, 1,063,808 parameters. It gives 1.132554M and 1.360266M, and
-1.074058M for the output layer alone; FC 512 has 1.593738M. Its recipe (ResNet's, batch 100, flavour R, library
-initialisation) is a guess too.
+densenet is a guess; its code (SpinalNet_6 and 7 of an early commit) is not specified here. The claimed savings of 87 and 44.1
+% are those of 529,408, 68,608 (8 x 16) and 295,936 (8 x 64) multiplications, which fix 1,024 features and one hidden layer of
+512. The printed 1.13M and 1.36M then leave 1.0585M to 1.0663M for the trunk, and 1.07M is this trunk with an output layer
+alone (with 512 neurons: 1.59M). Of DenseNet-BC trunks with equal blocks, 3 or 4 of them, halving transitions and 1,024
+features, one of those tried fits: four blocks of four layers, growth 32, 128 first channels, 256 x 2 x 2 features, 1,063,808
+parameters. It gives 1.132554M and 1.360266M, and 1.074058M for the output layer alone; FC 512 has 1.593738M. Its recipe
+(ResNet's, batch 100, flavour R, library initialisation) is a guess too.
 
 `python cifar10.py` trains cnn with both heads on the same batches; hours on a CPU, so try --limit 1000 --epochs 2 first, or
 --network lenet, which takes minutes.

@@ -1240,6 +1240,9 @@ def work(argv: list[str] | None) -> None:
     options.precision = options.precision or ("bf16" if team.device.type == "cuda" else "fp32")
     options.quiet |= team.rank > 0
     torch.backends.cudnn.benchmark = team.device.type == "cuda"  # every step has the same shapes
+    if team.device.type == "cuda":  # fp32 is fp32; what bf16 leaves in fp32 may use TF32
+        torch.set_float32_matmul_precision("high" if options.precision == "bf16" else "highest")
+        torch.backends.cudnn.allow_tf32 = options.precision == "bf16"
     if options.batch_size // options.accumulate < team.size:
         raise UserError(f"a batch of {options.batch_size} cannot be cut into {options.accumulate} passes for {team.size} "
                         "processes: choose a smaller --accumulate or fewer processes")

@@ -20,9 +20,10 @@ wide_resnet101_2 at another image size and rotation (Q5); here both are trained 
 seed into parts of those sizes; the 818 are what the table calls test, and chose the epoch. Reading the .mat files needs scipy.
 
 `--protocol published` (default) does what the released script did; `--protocol corrected` changes exactly this:
-  Q1       vgg19_bn: the new head replaces ImageNet's classifier (published: it hangs on an attribute that VGG never calls, so
-           ImageNet's 1000 outputs are trained, the FC and the Spinal row are the same network, and the printed parameter
-           counts are those of all layers, dead ones included)
+  Q1       vgg19_bn: the new head replaces ImageNet's classifier (published, as the printed parameter counts suggest, which are
+           those of all layers with dead ones, and as the released CIFAR-10 and SVHN scripts do; none was released for this
+           set: it hangs on an attribute that VGG never calls, ImageNet's 1000 outputs are trained, and the FC and the Spinal
+           row are the same network; that all ten printed Spinal averages are higher speaks against it)
   Q7       the epoch is chosen on a tenth of the training images, held out with a fixed seed (published: on the test set, a
            maximum over epochs); the test set is read twice, at the chosen and at the last epoch
   Q10      inputs are standardised by ImageNet's mean and deviation (published: CIFAR-100's)
@@ -1232,6 +1233,9 @@ def work(argv: list[str] | None) -> None:
     options.precision = options.precision or ("bf16" if team.device.type == "cuda" else "fp32")
     options.quiet |= team.rank > 0
     torch.backends.cudnn.benchmark = team.device.type == "cuda"  # every step has the same shapes
+    if team.device.type == "cuda":  # fp32 is fp32; what bf16 leaves in fp32 may use TF32
+        torch.set_float32_matmul_precision("high" if options.precision == "bf16" else "highest")
+        torch.backends.cudnn.allow_tf32 = options.precision == "bf16"
     if options.batch_size // options.accumulate < team.size:
         raise UserError(f"a batch of {options.batch_size} cannot be cut into {options.accumulate} passes for {team.size} "
                         "processes: choose a smaller --accumulate or fewer processes")

@@ -1,6 +1,7 @@
 """Claims about the report beyond its tables: comparisons, chances, cost claims, audit, verification, idempotence."""
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -98,6 +99,20 @@ def test_error_reductions_that_do_not_follow_are_found():
     found = {(row["dataset"], row["network"]): (row["printed"], row["recomputed"]) for row in audit.reduction_rows(PAPER)}
     assert found["Bird225", "Wide_ResNet-101_2"] == ("11.1", "29.0") and found["SVHN", "VGG-19_bn"] == ("18.28", "8.8")
     assert len(found) == 6 and all("MNIST" not in dataset for dataset, _ in found)  # the six of shared/paper/README.md
+
+
+@pytest.mark.skipif(not (ROOT.parent / "shared/spec").is_dir(), reason="needs the specification, ../shared/spec")
+def test_every_quirk_of_the_specification_is_listed_and_no_other():
+    listed = set()
+    for quirk in audit.read_quirks(ROOT / "results/quirks.csv"):
+        name = None
+        for part in re.split(r"[;,]\s*", quirk["number"]):
+            match = re.fullmatch(r"(?:(\w+) )?Q(\d+)", part)
+            name = match[1] or name
+            listed.add((name, int(match[2])))
+    wanted = {(path.stem, int(number)) for path in (ROOT.parent / "shared/spec").glob("*.md")
+              for number in re.findall(r"^\* \*\*Q(\d+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert len(wanted) > 100 and listed == wanted
 
 
 def test_each_quirk_has_evidence_that_the_report_knows(cells):

@@ -130,8 +130,16 @@ def vgg_effect(paper: list[PaperRow], costs: list[Cost]) -> str:
     known = [row for row in rows if find(costs, row.script, row.network, row.head,
                                          *((row.layers, row.width) if row.head == "spinal" else (None, None)))]
     fits = sum((row.dataset, "FC" if row.head == "fc" else f"Spinal {row.layers} × {row.width}") not in bad for row in known)
+    leads = []
+    for row in rows:
+        default = next((other for other in rows if other.head == "fc" and other.script == row.script), None)
+        if row.head == "spinal" and default and (mean := row.metric("accuracy_avg_pct")) and (base := default.metric("accuracy_avg_pct")):
+            leads.append(float(mean) - float(base))
+    ahead = sum(lead > 0 for lead in leads)
     return (f"{fits} of {len(known)} printed parameter counts are those of ImageNet's classifier plus the unused head; a test shows "
-            "that this head gets no gradient") if known else ""
+            f"that this head gets no gradient. Against it: {ahead} of {len(leads)} printed Spinal averages are the higher ones (by up to "
+            f"{number(max(leads, default=0.0), 2)} points); two draws of one and the same network would do that once in {2 ** len(leads):,} "
+            "times") if known else ""
 
 
 PAPER_COLUMNS = [Column("dataset", "Data set"), Column("network", "Network"), Column("head", "Head"), Column("printed", "Printed, %"),
@@ -173,7 +181,7 @@ def audit_page(paper: list[PaperRow], cells: Cells, items: list[Comparison], cos
     """The whole of results/audit.md."""
     effects = {"dropout": dropout_effect(cells, items), "selection": selection_effect(cells), "broadcast": broadcast_effect(cells),
                "measure": measure_effect(cells), "seeds": seeds_effect(cells, items), "cost": cost_effect(costs),
-               "vgg": vgg_effect(paper, costs), "verify": "", "none": ""}
+               "vgg": vgg_effect(paper, costs), "verify": "", "none": "", "nothing": "nothing to measure"}
     rows = []
     for quirk in quirks:
         if quirk["evidence"] not in effects:
@@ -182,10 +190,10 @@ def audit_page(paper: list[PaperRow], cells: Cells, items: list[Comparison], cos
     parts = [
         "# Audit: what decides the paper's numbers besides the head\n",
         "Made by `python results/aggregate.py`. Quirks: [quirks.csv](quirks.csv), by the numbers of the specification that each script's "
-        "docstring cites; quirks\nwithout consequence are left out. Measured effects come from `logs/`, `costs.csv` and `paper.csv` "
+        "docstring cites;\nthose without effect on a number close the list. Measured effects come from `logs/`, `costs.csv` and `paper.csv` "
         "alone. \"Not measured\": no runs of both\nprotocols yet, or an effect that cannot be told apart in them, since `corrected` mends "
         "several quirks at once.\n",
-        "## Quirks with consequence\n", markdown(QUIRK_COLUMNS, rows),
+        "## Quirks\n", markdown(QUIRK_COLUMNS, rows),
         "Each measured effect, repeated by one command:\n",
         "\n".join(f"* {name}: `{COMMANDS[name]}`" for name in effects if name in COMMANDS) + "\n",
         "## Where the paper does not add up\n",

@@ -22,7 +22,7 @@ IMAGES = {"mnist": (60_000, 10_000), "fashion_mnist": (60_000, 10_000), "kmnist"
           "emnist_digits": (240_000, 40_000), "emnist_letters": (124_800, 20_800), "emnist_balanced": (112_800, 18_800),
           "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "tl_cifar10": (50_000, 10_000), "tl_cifar100": (50_000, 10_000),
           "tl_svhn": (73_257, 26_032), "tl_stl10": (5_000, 8_000), "tl_cinic10": (90_000, 90_000),
-          "tl_oxford_flowers102": (6_552, 818), "tl_caltech101": (7_500, 1_640), "tl_stanford_cars": (8_144, 8_041),
+          "tl_oxford_flowers102": (6_552, 818), "tl_caltech101": (6_162, 820), "tl_stanford_cars": (8_144, 8_041),
           "tl_bird225": (31_316, 1_125), "tl_fruits360": (67_692, 22_688)}  # training and evaluated images an epoch, rounded
 
 

@@ -37,7 +37,8 @@ RULES = f"""\
 
 * Number of a run: `selected_test_accuracy_pct` of its log, that is the epoch that the protocol selects. *Published* selects as
   the released scripts did, often by the best test accuracy; *corrected* selects on held-out training images. Mean, best and
-  std (sample, n − 1) are over seeds. A diverged run counts with its accuracy.
+  std (sample, n − 1) are over seeds. Caltech-101, *published*: the best accuracy on the held-out part, which
+  is what the paper prints there. A diverged run counts with its accuracy.
 * **Verdict** (published protocol only): the paper's average of ten runs is compared with what ten further runs of ours might
   average, the 95 % prediction interval mean ± t(n − 1) · s · √(1/n + 1/{PAPER_RUNS}), widened by 0.005 because the paper rounds to
   two decimals; s is at least the weight of one test image. Inside: *reproduced*, else *not reproduced* with direction and
