@@ -1,78 +1,88 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "tqdm>=4.66", "scikit-learn>=1.3"]
+# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "tqdm>=4.66", "scikit-learn>=1.4"]
 # ///
 """Optical digits of scikit-learn: default fully connected (FC) head against SpinalNet head, without any download.
 
-Not a row of the paper: a real image classification task that comes with scikit-learn (1,797 handwritten digits of 8 x 8
-pixels, the test part of UCI "Optical Recognition of Handwritten Digits"), for `make demo` and for trying the flags of this
-collection. Networks, heads, protocols and logs are those of MNIST's script; the numbers compare with nothing in the paper.
+| network | head           | paper, average of 10 | paper, best | python optdigits.py          |
+|---------|----------------|---------------------:|------------:|------------------------------|
+| cnn     | FC 50          |                 none |        none | --head fc                    |
+| cnn     | Spinal 6 x 8   |                 none |        none | --head spinal                |
+| cnn     | Spinal 6 x 10  |                 none |        none | --head spinal --width 10     |
+| vgg5    | FC 512         |                 none |        none | --network vgg5 --head fc     |
+| vgg5    | Spinal 4 x 128 |                 none |        none | --network vgg5 --head spinal |
 
-| network | head                | command                                            |
-|---------|---------------------|----------------------------------------------------|
-| cnn     | FC 50               | python optdigits.py --head fc                      |
-| cnn     | Spinal 6 x 8        | python optdigits.py --head spinal                  |
-| vgg5    | FC 512              | python optdigits.py --network vgg5 --head fc       |
-| vgg5    | Spinal 4 x 128      | python optdigits.py --network vgg5 --head spinal   |
-| arch2   | three Spinal parts  | python optdigits.py --network arch2                |
-
-The images are enlarged to 24 x 24 by repeating pixels, framed by two black pixels, so that the networks fit unchanged. 1,437
-are for training, 360 for test, drawn once with a fixed seed, equally many of each digit as far as possible. Epochs are our
-choice: 60 for cnn (1,380 steps; MNIST's 8 epochs are 7,504), 20 for vgg5 and arch2. About half a minute on a CPU for cnn.
-
-`--protocol published` (default) treats the heads as MNIST's released scripts do; `--protocol corrected` changes exactly this:
-  Q5       cnn: dropout 0.5 before the output layer of both heads (published: FC head only)
-  Q13      arch2: a new rate only when accuracy does not improve, momentum kept (published: each epoch after the 10th)
-  Q15, Q25 the epoch and the learning rate are chosen on a twelfth of the training images, held out; the test set is read twice
-  Q17      mean and deviation measured on the training part (published: MNIST's 0.1307 and 0.3081)
-  Q26      the weights of the chosen epoch are kept
-
-Nothing is downloaded; one log a run to results/logs/optdigits/, checkpoints to results/checkpoints/optdigits/ until the run
-is finished. An interrupted run goes on where it stopped when the command is repeated; a finished one is not run again.
-On one CPU set-up (processor, library versions, number of threads) a seed gives the same log bit by bit; elsewhere it is
-another draw.
+Not a set of the paper: 1,797 real handwritten digits that come with scikit-learn (the test part of UCI's "Optical
+Recognition of Handwritten Digits"), for `make demo` and to try the flags. Networks, heads and protocols are those of
+mnist.py, epochs our choice: 60 for cnn (half a minute on a CPU), 20 for vgg5. A repeated command goes on with an
+interrupted run.
+--protocol published (default) does what MNIST's released scripts do; corrected mends this (Q: see results/audit.md):
+  unequal dropout (Q5)       cnn: 0.5 before the output layer of both heads; published: of the FC head only
+  choice by test set (Q25)   epoch, rate and weights (Q26) are chosen on 119 held-out training images
+  normalisation (Q17)        mean and deviation of the training part; published: MNIST's 0.1307 and 0.3081
 """
+# >>> shared: imports (origin MNIST/mnist.py; edit there, then: make sync)
 from __future__ import annotations
 
-# >>> shared: imports (origin MNIST/mnist.py; edit there, then: make sync)
 import argparse
-import contextlib
-import dataclasses
-import errno
-import gzip
+import copy
 import hashlib
-import http.client
-import io
 import json
 import math
 import os
-import pickle
-import platform
-import re
-import signal
 import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 try:
-    import numpy
     import torch
     import torchvision
-    from torch import Tensor, distributed, nn
+    from torch import Tensor, nn
     from torch.nn import functional as F
-    from torch.nn.parallel import DistributedDataParallel
     from tqdm import tqdm
 except ImportError as missing:
-    sys.exit(f"error: {missing.name} is missing: pip install torch torchvision numpy tqdm, or start this file with uv run")
+    sys.exit(f"error: {missing.name} is missing: pip install torch torchvision numpy tqdm, or use uv run")
 # <<< shared: imports
+# ---- Facts of this experiment: optical digits, no table of the paper ------------------------------------------------
+SCRIPT, DATASET, TRAIN_IMAGES, TEST_IMAGES = "optdigits", "optical digits", 1_437, 360
+FINGERPRINT = None  # of the official images and labels; None: not known
+HEADS, SMALL = ("fc", "spinal"), ["cnn"]  # small networks use one CPU thread
 
 
-# >>> shared: basics (origin MNIST/mnist.py; edit there, then: make sync)
-class UserError(Exception):
-    """Something that the person at the keyboard can mend; the text is one sentence that says how. Exit status 2."""
+def SOURCE(root: Path, train: bool, download: bool) -> argparse.Namespace:
+    """1,437 training or 360 test images of 8 x 8 pixels, enlarged to 24 x 24 by repeating, with a black frame."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)  # grey levels 0..16 to 0..255
+    images = F.pad(images.repeat_interleave(3, 1).repeat_interleave(3, 2), (2, 2, 2, 2))
+    labels = torch.from_numpy(digits.target).long()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of("optdigits")))
+    order = order[labels[order].argsort(stable=True)]  # by digit, each in random order; every fifth image is for test
+    rows = order[(torch.arange(len(order)) % 5 != 0) == train]
+    return argparse.Namespace(data=images[rows], targets=labels[rows])
+
+
+COMMON = dict(
+    classes=10, first_label=0, mean=[0.1307], std=[0.3081], dropout={"fc": 0.5, "spinal": 0.5}, momentum=0.5,
+    augmentation=[], heldout=0,  # one in so many training images is held out
+    selection="best_test",  # the epoch whose accuracy is reported: best_test, heldout (the best one there), last
+    # e: epoch (just over), accuracy, best (before it), rate, lr (the first rate), u (uniform in 0..1), head, optimizer
+    rate_rule="constant", next_rate=lambda e: e.rate)
+RECIPES = {
+    "cnn": dict(epochs=60, batch_size=64, learning_rate=0.01, optimizer="SGD", fc=(1, 50), spinal=(6, 8),
+                dropout={"fc": 0.5, "spinal": 0.0}, selection="last"),
+    "vgg5": dict(epochs=20, batch_size=100, learning_rate=0.005, optimizer="Adam", fc=(1, 512), spinal=(4, 128),
+                 augmentation=["rotation10"], rate_rule="lr U^3 if not improved",
+                 next_rate=lambda e: e.rate if e.accuracy > e.best else e.lr * e.u**3)}
+CORRECTED = {  # what `corrected` puts in their place; None: measured
+    "all": dict(heldout=12, selection="heldout", mean=None, std=None), "cnn": dict(dropout={"fc": 0.5, "spinal": 0.5})}
+
+# >>> shared: data (origin MNIST/mnist.py; edit there, then: make sync)
+def recipe_of(network: str, protocol: str) -> dict:
+    corrected = CORRECTED["all"] | CORRECTED.get(network, {}) if protocol == "corrected" else {}
+    return COMMON | RECIPES[network] | corrected
 
 
 def seed_of(*purpose: object) -> int:
@@ -80,1217 +90,357 @@ def seed_of(*purpose: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
 
 
-@contextlib.contextmanager
-def one_at_a_time(folder: Path):
-    """Holds a lock in a folder that is downloaded to, so that two processes never write the same files."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):  # Windows, a folder that is read-only: no lock
-            import fcntl
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "a"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"note: waiting for another process that reads or fetches data in {folder}", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-# <<< shared: basics
-
-
-# >>> shared: recipe (origin MNIST/mnist.py; edit there, then: make sync)
-@dataclasses.dataclass(frozen=True)
-class RateRule:
-    """Learning rate of the next epoch; the default is a constant rate.
-
-    After an epoch that brings no new best accuracy (a tie is none, unless `tie_improves`), or after every epoch if `always`,
-    but not before epoch `after` + 1 is over, the rate becomes `scale * base * U ** power` with U uniform in [0, 1), or `decay`
-    times the present one. It does so after the epochs in `at` in any case.
-    """
-
-    power: int = 0
-    scale: float = 1.0
-    decay: float | None = None
-    after: int = 0
-    always: bool = False
-    renew: bool = False  # with each new rate a new optimiser, whose momentum starts at zero (Q13)
-    tie_improves: bool = False
-    at: tuple[int, ...] = ()
-
-    def improves(self, accuracy: float, best: float) -> bool:
-        return accuracy >= best if self.tie_improves else accuracy > best
-
-    def next(self, epoch: int, improved: bool, rate: float, base: float, uniform: float) -> float:
-        """Rate of epoch + 1, from the rate of `epoch` and whether its accuracy was an improvement (spec mnist.md 5.5, 4.2)."""
-        due = epoch in self.at or epoch > self.after and (self.always or not improved)
-        if due and self.decay is not None:
-            return rate * self.decay
-        return self.scale * base * uniform**self.power if due and self.power else rate
-
-    def __str__(self) -> str:
-        if not self.power and self.decay is None:
-            return "constant"
-        what = f"x{self.decay:.4g}" if self.decay is not None else f"{self.scale:g}*lr*U^{self.power}"
-        when = "every epoch" if self.always else "if below best" if self.tie_improves else "if not improved"
-        return f"{what} {when} after epoch {self.after}" + "".join(f" and after {epoch}" for epoch in self.at)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How one network is trained on this data set: the published values, and what `corrected` changes."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    optimizer: str  # "SGD" or "Adam"
-    spinal: tuple[int, int]  # hidden layers and width of the Spinal head
-    fc: tuple[int, int] | None  # the same of the default head; None: there is no default head
-    momentum: float = 0.5  # of SGD
-    augment: tuple[str, ...] = ()  # in this order
-    norm: tuple = (0.1307, 0.3081)  # mean and deviation of pixels in 0..1, of colour images a tuple each; default: MNIST's
-    rule: RateRule = RateRule()
-    spinal_rule: RateRule | None = None  # of the published Spinal head, where it is another one; None: the same
-    corrected_rule: RateRule | None = None  # of both heads; None: as published
-    one_thread: bool = False  # on a CPU: several threads only wait for each other in a network as small as this
-    bf16: bool = False  # measured over paired seeds: accuracy in bf16 is not to be told from fp32's (results/precision.md)
-    selection: str = "best_test"  # whose accuracy is reported under `published`: "best_test" epoch or "last"
-# <<< shared: recipe
-
-
-# ---- Facts of this experiment: optical digits, no table of the paper -------------------------------------------------------
-SCRIPT, DATASET, TRAIN_IMAGES, TEST_IMAGES = "optdigits", "optical digits", 1_437, 360
-CLASSES = {"published": 10, "corrected": 10}  # outputs of the networks
-HELDOUT = 12  # `corrected` holds out one in so many training images
-FINGERPRINT = None  # of the official images and labels; None: not known
-DIGITS = ("perspective", "rotation10")
-RECIPES = {
-    "cnn": Recipe(60, 64, 0.01, "SGD", spinal=(6, 8), fc=(1, 50), selection="last", one_thread=True, bf16=True),
-    "vgg5": Recipe(20, 100, 0.005, "Adam", spinal=(4, 128), fc=(1, 512), augment=DIGITS,
-                   rule=RateRule(power=3), bf16=True),
-    "arch2": Recipe(20, 64, 0.01, "SGD", spinal=(26, 30), fc=None, augment=DIGITS,
-                    rule=RateRule(power=3, scale=5, after=10, always=True, renew=True),
-                    corrected_rule=RateRule(power=3, scale=5, after=10)),
-}
-PAPER: dict[tuple, tuple] = {}  # the paper does not use this set
-EXTRA_OPTIONS: dict[str, dict] = {}  # command line options that only this experiment has
-
-
-# ---- Data ------------------------------------------------------------------------------------------------------------------
-def load_arrays(options: argparse.Namespace) -> list[Tensor]:
-    """Train images (N, 28, 28) uint8, train labels (N,) int64, test images, test labels; part of scikit-learn's package."""
+def load_data(options: argparse.Namespace, recipe: dict, device: torch.device) -> argparse.Namespace:
+    """train, heldout or None, test: images (N, C, S, S) uint8 and labels (N,) int64, on the device; facts for a log."""
     try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise UserError("scikit-learn is missing: pip install scikit-learn, or start this file with uv run") from None
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)  # grey levels 0..16 to 0..255
-    images = F.pad(images.repeat_interleave(3, 1).repeat_interleave(3, 2), (2, 2, 2, 2))
-    labels = torch.from_numpy(digits.target).long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of("optdigits")))
-    order = order[labels[order].argsort(stable=True)]  # by digit, each in random order; every fifth image is for test
-    test = torch.arange(len(order)) % 5 == 0
-    return [images[order[~test]], labels[order[~test]], images[order[test]], labels[order[test]]]
+        parts = [SOURCE(options.data_dir, train=train, download=not options.no_download) for train in (True, False)]
+        arrays = [torch.as_tensor(x) for part in parts for x in (part.data, part.targets)]
+        arrays[1::2] = [labels - recipe["first_label"] for labels in arrays[1::2]]
+        counts, digest = [len(labels) for labels in arrays[1::2]], hashlib.sha256()
+        for array in arrays:
+            digest.update(array.to(torch.uint8).contiguous().numpy())
+        content, official = digest.hexdigest()[:16], counts == [TRAIN_IMAGES, TEST_IMAGES]
+        if official and content != (FINGERPRINT or content) or max(map(torch.max, arrays[1::2])) >= recipe["classes"]:
+            raise ValueError("not the official content")
+    except Exception as error:  # missing, damaged and foreign files make torchvision raise what they like
+        raise ValueError(f"{DATASET} cannot be had in {options.data_dir} ({str(error) or repr(error)}): delete what is "
+                         "damaged there, check network and rights, run again without --no-download") from error
+    arrays = [array[: options.limit].to(device) for array in arrays]
+    images, test_images = (x if x.ndim == 4 else x.unsqueeze(1) for x in arrays[::2])
+    data = argparse.Namespace(train=(images, arrays[1].long()), heldout=None, test=(test_images, arrays[3].long()))
+    if recipe["heldout"]:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_of("heldout"))).to(device)
+        rows = order.tensor_split([max(1, len(order) // recipe["heldout"])])
+        data.heldout, data.train = ([x[index.sort()[0]] for x in data.train] for index in rows)
+        for key, moment in zip(("std", "mean"), torch.std_mean(data.train[0].float() / 255, (0, 2, 3))):  # (Q17)
+            recipe[key] = [round(x, 4) for x in moment.tolist()]
+    data.facts = {"train": len(data.train[1]), "heldout": len(data.heldout[1]) if data.heldout else 0,
+                  "test": len(test_images), "sha256": content, "official": official}
+    data.label = [] if official else ["data" + content[:8]]
+    return data
 
 
-# >>> shared: data (origin MNIST/mnist.py; edit there, then: make sync)
-@dataclasses.dataclass
-class Split:
-    images: Tensor  # (N, C, H, W) uint8, on the device
-    labels: Tensor  # (N,) int64, on the device
-
-
-@dataclasses.dataclass
-class Data:
-    train: Split
-    heldout: Split | None  # a part of the training set (corrected), or nothing (published)
-    test: Split
-    norm: tuple  # mean and deviation as in Recipe.norm
-    shift: Tensor  # the same on the device, (C, 1, 1)
-    scale: Tensor
-    facts: dict  # what the log says of the data
-
-
-def read_arrays(options: argparse.Namespace) -> list[Tensor]:
-    """`load_arrays`, with every way in which data can be missing, damaged or foreign turned into a sentence."""
-    try:
-        arrays = load_arrays(options)
-    except UserError:
-        raise
-    except Exception as error:  # damaged files make a dozen libraries raise what they like
-        reason = " ".join(str(error).split()) or type(error).__name__
-        way_out = "run again without --no-download" if options.no_download else "check the network"
-        raise UserError(f"{DATASET} cannot be read from {options.data_dir} ({reason.rstrip('.')}): delete any damaged files "
-                        f"there and {way_out}, or give a folder that holds it with --data-dir") from error
-    classes = CLASSES[options.protocol]
-    for part, (images, labels) in (("training", arrays[:2]), ("test", arrays[2:])):
-        if len(images) != len(labels) or not len(images) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise UserError(f"the {part} set of {DATASET} in {options.data_dir} is damaged ({len(images)} images, {len(labels)}"
-                            f" labels, not all of them 0 to {classes - 1}): delete its folder and run again to fetch it anew")
-    return arrays
-
-
-def measure(images: Tensor) -> tuple:
-    """Mean and deviation of the pixels of each channel on the scale 0..1, four decimals; single numbers for one channel."""
-    moments, scale = [], torch.arange(256).double() / 255
-    for channel in images.unbind(1):
-        counts = torch.bincount(channel.flatten(), minlength=256).double().cpu()  # exact on every device
-        mean = round(float((counts * scale).sum() / counts.sum()), 4)
-        moments.append((mean, round(float((counts * (scale - mean) ** 2).sum() / counts.sum()) ** 0.5, 4)))
-    return moments[0] if len(moments) == 1 else tuple(zip(*moments))
-
-
-def load_data(options: argparse.Namespace, device: torch.device) -> Data:
-    """The data set on the device, split and measured as the protocol says."""
-    arrays = read_arrays(options)
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.to(torch.uint8).contiguous().numpy())
-    counts = [len(arrays[1]), len(arrays[3])]
-    complete = counts == [TRAIN_IMAGES, TEST_IMAGES]
-    fingerprint = digest.hexdigest()[:16]
-    if complete and FINGERPRINT and not fingerprint.startswith(FINGERPRINT):
-        raise UserError(f"{DATASET} in {options.data_dir} has the right size but not the official content (a damaged file?): "
-                        "delete its folder and run again to fetch it anew")
-    if options.limit:
-        arrays = [array[: options.limit] for array in arrays]
-    images, labels, test_images, test_labels = (array.to(device) for array in arrays)
-    images, test_images = (x if x.ndim == 4 else x.unsqueeze(1) for x in (images, test_images))
-    train, heldout, norm = Split(images, labels), None, RECIPES[options.network].norm
-    if options.protocol == "corrected":
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of("heldout"))).to(device)
-        count = max(1, len(order) // HELDOUT)
-        held, kept = order[:count].sort()[0], order[count:].sort()[0]
-        train, heldout = Split(images[kept], labels[kept]), Split(images[held], labels[held])
-        norm = measure(train.images)  # Q17, Q32
-    shift, scale = (torch.tensor(x, device=device).view(-1, 1, 1) for x in norm)
-    facts = {"train": len(train.labels), "heldout": len(heldout.labels) if heldout else 0, "test": len(test_labels),
-             "complete_train": counts[0], "complete_test": counts[1], "sha256": fingerprint, "official": complete}
-    return Data(train, heldout, Split(test_images, test_labels), norm, shift, scale, facts)
+def augment(images: Tensor, steps: list[str], generator: torch.Generator) -> Tensor:
+    """One view of each image (N, C, S, S) uint8; parameters are drawn for each of them, on the CPU for all devices."""
+    parts = list(images.split(2_000))  # they fit a CPU's cache
+    for k, step in ((k, step) for k in range(len(parts)) for step in steps):
+        parts[k] = globals()[step](parts[k], generator)
+    return torch.cat(parts) if steps else images
 # <<< shared: data
 
 
-# >>> shared: rotation (origin MNIST/mnist.py; edit there, then: make sync)
-# Parameters are drawn per image on the CPU, so that every device sees the same ones; the images, (N, C, size, size) uint8, are
-# transformed together where they are. Each step rounds to 8 bits, as in the published pipeline of 8-bit images. Tests compare
-# each with torchvision or Pillow.
-def base_grid(size: int, offset: float, device: torch.device) -> Tensor:
-    """(size * size, 3): x, y, 1 of all pixel centres."""
-    line = torch.arange(size, device=device, dtype=torch.float32) + offset
-    return torch.stack([line.repeat(size), line.repeat_interleave(size), torch.ones(size * size, device=device)], 1)
-
-
-def rotation(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turns each image counter-clockwise by `degrees` (N,) about its centre; nearest neighbour, black corners."""
-    size = images.shape[-1]
-    angle = torch.deg2rad(degrees.double())
-    matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2).float().to(images.device)
-    grid = base_grid(size, 0.5 - size / 2, images.device)[:, :2] @ (matrix.transpose(1, 2) / (0.5 * size))
-    grid = grid.view(-1, size, size, 2)
-    return F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False).to(torch.uint8)
-
-
-def random_rotation10(images: Tensor, generator: torch.Generator) -> Tensor:
-    return rotation(images, torch.rand(len(images), generator=generator) * 20 - 10)
-# <<< shared: rotation
-
-
-# >>> shared: perspective (origin MNIST/mnist.py; edit there, then: make sync)
-def perspective(images: Tensor, corners: Tensor) -> Tensor:
-    """Moves the image's corners to `corners` (N, 4, 2) (x, y of top left, top right, bottom right, bottom left); bilinear."""
-    count, size = len(images), images.shape[-1]
-    points_x, points_y = corners.double().unbind(-1)
-    (x0, x1, x2, x3), (y0, y1, y2, y3) = points_x.unbind(1), points_y.unbind(1)
-    sum_x, sum_y = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
-    bottom = (x1 - x2) * (y3 - y2) - (x3 - x2) * (y1 - y2)
-    g = (sum_x * (y3 - y2) - (x3 - x2) * sum_y) / bottom
-    h = ((x1 - x2) * sum_y - sum_x * (y1 - y2)) / bottom
-    a, b, d, e = x1 - x0 + g * x1, x3 - x0 + h * x3, y1 - y0 + g * y1, y3 - y0 + h * y3
-    # (a b x0; d e y0; g h 1) takes the unit square to the corners; its adjugate takes them back: closed form, solves nothing
-    adjugate = torch.stack([e - y0 * h, x0 * h - b, b * y0 - x0 * e, y0 * g - d, a - x0 * g, x0 * d - a * y0], 1) * (size - 1)
-    adjugate = torch.cat([adjugate, torch.stack([d * h - e * g, b * g - a * h, a * e - b * d], 1)], 1)
-    matrix = (adjugate / adjugate[:, 8:]).float().view(count, 3, 3).to(images.device)
-    points = base_grid(size, 0.5, images.device) @ matrix.transpose(1, 2)
-    grid = (points[..., :2] / (0.5 * size) / points[..., 2:] - 1).view(count, size, size, 2)
-    both = torch.cat([images.float(), torch.ones_like(images[:, :1], dtype=torch.float32)], 1)  # torchvision's fill by a mask
-    both = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+# >>> shared: warp (origin MNIST/mnist.py; edit there, then: make sync)
+def warp(images: Tensor, matrices: Tensor, mode: str) -> Tensor:
+    """Each image seen through its matrix (N, 3, 3) from output to input pixels, origin in the centre; black outside."""
+    size, device = images.shape[-1], images.device
+    line = torch.arange(size, device=device) + 0.5 - size / 2
+    pixels = torch.stack([line.repeat(size), line.repeat_interleave(size), torch.ones(size * size, device=device)], 1)
+    x, y, z = (pixels @ matrices.transpose(1, 2).float().to(device, non_blocking=True)).unbind(2)
+    grid = (torch.stack([x / z, y / z], 2) / (size / 2)).view(-1, size, size, 2)
+    both = torch.cat([images.float(), torch.ones_like(images[:, :1], dtype=torch.float32)], 1)  # as torchvision: a mask
+    both = F.grid_sample(both, grid, mode=mode, padding_mode="zeros", align_corners=False)
     return (both[:, :-1] * both[:, -1:]).round_().to(torch.uint8)
 
 
-def draw_perspective(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Who is transformed (count,) bool with probability 0.5, and corners (count, 4, 2) for distortion scale 0.5."""
-    chosen = torch.rand(count, generator=generator) < 0.5
-    moves = torch.randint(0, int(0.5 * (size // 2)) + 1, (count, 4, 2), generator=generator)
-    far = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]])  # which corners count from the right and the bottom edge
-    return chosen, torch.where(far.bool(), size - 1 - moves, moves)
+def rotation10(images: Tensor, generator: torch.Generator) -> Tensor:
+    """RandomRotation(10): by -10 to 10 degrees about the centre, nearest neighbour."""
+    angle = torch.deg2rad((torch.rand(len(images), generator=generator) * 20 - 10).double())
+    cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+    return warp(images, torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], 1).view(-1, 3, 3), "nearest")
+# <<< shared: warp
 
 
-def random_perspective(images: Tensor, generator: torch.Generator) -> Tensor:
-    chosen, corners = draw_perspective(len(images), images.shape[-1], generator)
-    index = chosen.nonzero().squeeze(1)
-    there = index.to(images.device)
-    return images.index_copy(0, there, perspective(images[there], corners[index]))
-# <<< shared: perspective
-
-
-# >>> shared: augment (origin MNIST/mnist.py; edit there, then: make sync)
-def augment(images: Tensor, steps: tuple[str, ...], generator: torch.Generator) -> Tensor:
-    """One view of each image (N, C, H, W) uint8, by the functions random_<step> in order. `generator` lives on the CPU."""
-    if not steps:
-        return images
-    views, size = torch.empty_like(images), 2_000  # fits a CPU's cache; the same everywhere, since parts are drawn in turn
-    for part, view in zip(images.split(size), views.split(size)):
-        for step in steps:
-            part = globals()[f"random_{step}"](part, generator)
-        view.copy_(part)
-    return views
-# <<< shared: augment
-
-
-# ---- Networks --------------------------------------------------------------------------------------------------------------
 # >>> shared: spinal (origin MNIST/mnist.py; edit there, then: make sync)
 class SpinalLayers(nn.Module):
     """The hidden layers of a SpinalNet (paper, section III; spec mnist.md 1.1): (N, features) -> (N, layers * width).
-
-    The input is cut into halves A, B. Layer k sees one half (A, B, A, B, ...) and, from the second on, the output of layer
-    k - 1, in this order. All outputs are joined, the first layer's first. With dropout and batch norm: flavour DBR.
+    The input is cut into halves A, B. Layer k sees one half (A, B, A, B, ...) and, from the second on, the output of
+    layer k - 1, in this order. All outputs are joined, the first layer's first. Dropout and batch norm: flavour DBR.
     """
 
     def __init__(self, features: int, layers: int, width: int, dropout: float = 0.0, batch_norm: bool = False):
         super().__init__()
         self.half = features // 2
-        self.hidden = nn.ModuleList()
-        for k in range(layers):
-            parts = [nn.Dropout(dropout)] if dropout else []
-            parts.append(nn.Linear(self.half + (width if k else 0), width))
-            parts += [nn.BatchNorm1d(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
-            self.hidden.append(nn.Sequential(*parts))
+        self.hidden = nn.ModuleList(nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(self.half + (width if k else 0), width),
+            nn.BatchNorm1d(width) if batch_norm else nn.Identity(), nn.ReLU()) for k in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        halves = x[:, : self.half], x[:, self.half : 2 * self.half]
-        outputs = [self.hidden[0](halves[0])]
-        for k, layer in enumerate(self.hidden[1:], start=1):
-            outputs.append(layer(torch.cat([halves[k % 2], outputs[-1]], 1)))
+        halves, outputs = x.split(self.half, 1), []
+        for k, layer in enumerate(self.hidden):
+            outputs.append(layer(torch.cat([halves[k % 2], *outputs[-1:]], 1)))
         return torch.cat(outputs, 1)
 # <<< shared: spinal
 
 
 # >>> shared: networks (origin MNIST/mnist.py; edit there, then: make sync)
-class CNN(nn.Module):
-    """The small CNN of the paper (spec mnist.md 3.1): (N, 1, 28, 28) -> log-probabilities (N, classes)."""
-
-    def __init__(self, head: nn.Module):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5)
-        self.dropout = nn.Dropout2d(0.5)  # whole channels, before the pool (Q9)
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.dropout(self.conv2(x)), 2))
-        return F.log_softmax(self.head(x.flatten(1)), 1)
+def cnn_trunk() -> nn.Module:
+    """The small CNN of the paper (spec mnist.md 3.1): (N, 320). Whole channels are dropped, before the pool (Q9)."""
+    return nn.Sequential(nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(),
+                         nn.Conv2d(10, 20, 5), nn.Dropout2d(0.5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
 
 
-class VGG5(nn.Module):
-    """The paper's "VGG-5": ten convolutions in four blocks (spec mnist.md 5.1): (N, 1, 28, 28) -> log-probabilities."""
-
-    def __init__(self, head: nn.Module):
-        super().__init__()
-        layers, before = [], 1
-        for widths in ((64, 64), (128, 128), (256, 256, 256), (256, 256, 256)):
-            for width in widths:
-                conv = nn.Conv2d(before, width, 3, padding=1)
-                nn.init.normal_(conv.weight, 0.0, math.sqrt(2 / (9 * width)))  # section 5.3
-                layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
-                before = width
-            layers.append(nn.MaxPool2d(2))  # 28, 14, 7, 3, 1 (Q35)
-        self.trunk, self.head = nn.Sequential(*layers), head
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.log_softmax(self.head(self.trunk(x).flatten(1)), 1)
-
-
-class Arch2(nn.Module):
-    """Spinal layers on the pixels, on conv1 and on conv2 (spec mnist.md 4.1): (N, 1, 28, 28) -> log-probabilities."""
-
-    def __init__(self, width: int, classes: int):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5)
-        self.dropout = nn.Dropout2d(0.5)
-        self.raw, self.low, self.high = SpinalLayers(784, 10, width), SpinalLayers(1440, 8, width), SpinalLayers(320, 8, width)
-        self.output = nn.Sequential(nn.Linear(26 * width, 50), nn.ReLU(), nn.Linear(50, classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        low = F.relu(F.max_pool2d(self.conv1(x), 2))
-        high = F.relu(F.max_pool2d(self.dropout(self.conv2(low)), 2))
-        joined = torch.cat([self.raw(x.flatten(1)), self.low(low.flatten(1)), self.high(high.flatten(1))], 1)
-        return F.log_softmax(self.output(joined), 1)
-
-
-def published_dropout(network: str, head: str, protocol: str) -> float:
-    """Dropout in front of the output layer; Q5: the published Spinal head of the small CNN has none."""
-    spinal_cnn = network == "cnn" and head == "spinal" and protocol == "published"
-    return 0.0 if network == "arch2" or spinal_cnn else 0.5
+def vgg5_trunk() -> nn.Module:
+    """The paper's "VGG-5": ten convolutions in four blocks (spec mnist.md 5.1): (N, 256)."""
+    layers, before = [], 1
+    for widths in ((64, 64), (128, 128), (256, 256, 256), (256, 256, 256)):
+        for width in widths:
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            nn.init.normal_(layers[-3].weight, 0.0, math.sqrt(2 / (9 * width)))  # section 5.3
+            before = width
+        layers.append(nn.MaxPool2d(2))  # 28, 14, 7, 3, 1 (Q35)
+    return nn.Sequential(*layers, nn.Flatten())
 
 
 def build_network(network: str, head: str | None, *, protocol: str = "published", width: int | None = None,
                   layers: int | None = None, fc_dropout: float | None = None) -> nn.Module:
-    """A freshly initialised network on the CPU: (N, 1, 28, 28) float -> (N, classes) log-probabilities.
-
-    network: cnn, vgg5, arch2. head: "fc" or "spinal" (None: spinal). width, layers: of the Spinal head (None: published).
-    fc_dropout: before the output layer (None: as the protocol says). Raises ValueError for what does not exist.
+    """Trunk, head, output layer, log-softmax, freshly initialised on the CPU: (N, 1, 28, 28) -> (N, classes).
+    head: "fc" or "spinal" (None: spinal). width, layers, fc_dropout: None for those of the protocol.
     """
-    head = head or "spinal"
-    if network not in RECIPES or head not in ("fc", "spinal") or protocol not in ("published", "corrected"):
-        raise ValueError(f"there is no network {network!r} with head {head!r} under protocol {protocol!r}")
-    recipe = RECIPES[network]
-    if head == "fc" and (width is not None or layers is not None):
-        raise ValueError("width and layers belong to the Spinal head; the default FC head has its published size")
-    if network == "arch2":
-        if head == "fc" or layers not in (None, 26) or fc_dropout is not None:
-            raise ValueError("arch2 has three Spinal parts of 10 + 8 + 8 layers, no FC head and no FC dropout")
-        return Arch2(width or recipe.spinal[1], CLASSES[protocol])
-    classes = CLASSES[protocol]
-    p = published_dropout(network, head, protocol) if fc_dropout is None else fc_dropout
-    layers, width = layers or recipe.spinal[0], width or recipe.spinal[1]
-    hidden = recipe.fc[1]
-    trunk = (CNN if network == "cnn" else VGG5)(nn.Identity())  # drawn first: both heads of a seed get the same trunk
-    if network == "cnn" and head == "fc":
-        parts = [nn.Linear(320, hidden), nn.ReLU(), nn.Dropout(p), nn.Linear(hidden, classes)]
-    elif network == "cnn":
-        parts = [SpinalLayers(320, layers, width), nn.Dropout(p), nn.Linear(layers * width, classes)]
-    elif head == "fc":
-        parts = [nn.Dropout(p), nn.Linear(256, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(p),
-                 nn.Linear(hidden, classes)]
-    else:
-        parts = [SpinalLayers(256, layers, width, dropout=p, batch_norm=True), nn.Dropout(p),
-                 nn.Linear(layers * width, classes)]
-    trunk.head = nn.Sequential(*parts)
-    return trunk
+    recipe, head, vgg5 = recipe_of(network, protocol), head or "spinal", network == "vgg5"
+    layers, width = layers or recipe[head][0], width or recipe[head][1]
+    p = recipe["dropout"][head] if fc_dropout is None else fc_dropout
+    first, features = (p, 256) if vgg5 else (0.0, 320)  # the heads of vgg5 begin with dropout and have batch norm
+    trunk = vgg5_trunk() if vgg5 else cnn_trunk()  # drawn before the head: both heads of a seed get the same one
+    parts = [SpinalLayers(features, layers, width, first, batch_norm=vgg5)] if head == "spinal" else [
+        nn.Dropout(first), nn.Linear(features, width), nn.BatchNorm1d(width) if vgg5 else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(trunk, nn.Sequential(*parts, nn.Dropout(p)), nn.Linear(layers * width, recipe["classes"]),
+                         nn.LogSoftmax(1))
 # <<< shared: networks
 
 
-# >>> shared: counts (origin MNIST/mnist.py; edit there, then: make sync)
-def count_fc_multiplications(network: nn.Module, sample: Tensor) -> int:
-    """in x out summed over every call of a linear layer for one sample (N = 1); biases and convolutions are not counted."""
-    calls = []
-    hooks = [module.register_forward_hook(lambda m, _, __: calls.append(m.in_features * m.out_features))
-             for module in network.modules() if isinstance(module, nn.Linear)]
-    mode = network.training
-    with torch.no_grad():
-        network.eval()(sample)
-    network.train(mode)
-    for hook in hooks:
-        hook.remove()
-    return sum(calls)
-# <<< shared: counts
-
-
-# ---- Training --------------------------------------------------------------------------------------------------------------
-# >>> shared: team (origin MNIST/mnist.py; edit there, then: make sync)
-class SaidElsewhere(UserError):
-    """A mistake that the first process reports."""
-
-
-class Team:
-    """The processes that train one network together: one by default, those of torchrun if it started them.
-
-    Each batch is cut into one part for each process; gradients are averaged so that a step is that of the whole batch. On CUDA
-    batch norm sees the whole batch, too (SyncBatchNorm). Several machines need a results folder that all of them see.
-    """
-
-    def __init__(self, options: argparse.Namespace):
-        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        if self.size > 1 and options.device in ("auto", "cuda") and torch.cuda.is_available():
-            if local >= torch.cuda.device_count():
-                raise UserError(f"{self.size} processes are too many for {torch.cuda.device_count()} CUDA devices: choose a "
-                                "smaller --nproc-per-node, or --device cpu")
-            options.device = f"cuda:{local}"
-        self.device = choose_device(options.device)
-        if self.size > 1:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-
-    def first(self, work: callable):
-        """Does the work in the first process and returns its result in all of them; so they also fail together."""
-        result = error = None
-        if self.rank == 0:
-            try:
-                result = work()
-            except (UserError, OSError) as stop:
-                error = stop
-                if self.size == 1:
-                    raise
-        if self.size > 1:
-            box = [result, str(error) if error else None]
-            distributed.broadcast_object_list(box)
-            if error:
-                raise error
-            if box[1]:
-                raise SaidElsewhere(box[1])
-            result = box[0]
-        return result
-
-    def add(self, value: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.size > 1:
-            distributed.all_reduce(value)
-        return value
-
-    def wrap(self, network: nn.Module, ignored: bool) -> nn.Module:
-        """The network whose backward pass averages gradients; `ignored`: it has layers that are never called."""
-        if self.size == 1:
-            return network
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=ignored)
-
-
-def together(work: callable) -> callable:
-    """`work(argv)` for torchrun: all processes end together, and what is wrong is said once."""
-    def watched(argv: list[str] | None) -> None:
-        try:
-            work(argv)
-        except SaidElsewhere:
-            sys.exit(2)
-        except RuntimeError as error:
-            if isinstance(error, getattr(distributed, "DistError", ())) or "gloo" in str(error):
-                raise UserError("another process of this run stopped: see its message") from error
-            raise
-        finally:
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.destroy_process_group()
-    return watched
-# <<< shared: team
-
-
 # >>> shared: training (origin MNIST/mnist.py; edit there, then: make sync)
-def default_precision(device: torch.device, recipe: Recipe) -> str:
-    """bf16 where it was measured to be faster and as accurate (results/precision.md): on a CPU with AMX. Elsewhere fp32."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if recipe.bf16 and device.type == "cpu" and amx() else "fp32"
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """bf16: operands of convolutions and matrix products in bf16, sums, weights and optimiser in fp32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-
-
-def normalise(images: Tensor, data: Data) -> Tensor:
-    """ToTensor and Norm: uint8 to float, 0..255 to 0..1, then standardised."""
-    return images.float().div_(255).sub_(data.shift).div_(data.scale)
-
-
-def build_optimizer(network: nn.Module, recipe: Recipe, rate: float) -> torch.optim.Optimizer:
-    """The published optimiser; fused where that is faster. A CUDA graph can follow a rate that is a tensor only."""
-    device = next(network.parameters()).device
-    cuda = device.type == "cuda"
-    rate = torch.tensor(rate, device=device) if cuda else rate
-    if recipe.optimizer == "Adam":
-        return torch.optim.Adam(network.parameters(), lr=rate, fused=device.type in ("cpu", "cuda"), capturable=cuda)
-    return torch.optim.SGD(network.parameters(), lr=rate, momentum=recipe.momentum, fused=cuda or None)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
-def wants_graph(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-def record(step: callable) -> callable:
-    """`step()` as a CUDA graph: calling the result runs all its kernels at once."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # PyTorch asks for a few steps in another stream before the capture
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(_, value: Tensor) -> Tensor:
-        value = value.clone()
-        distributed.all_reduce(value)
-        return value
-
-    @staticmethod
-    def backward(_, gradient: Tensor) -> Tensor:
-        return SumOverProcesses.forward(_, gradient)
-
-
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the parts of a batch in all processes; nn.SyncBatchNorm does the same on CUDA, but not on CPUs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        dims, shape = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
-        count = SumOverProcesses.apply(x.new_tensor(x.numel() / x.shape[1], dtype=torch.float32))
-        mean = SumOverProcesses.apply(x.float().sum(dims)) / count
-        centred = x.float() - mean.view(shape)
-        variance = SumOverProcesses.apply(centred.square().sum(dims)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = (variance + self.eps).rsqrt() * self.weight
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        pass
-
-
-def share_batch_norm(network: nn.Module) -> None:
-    """Makes every batch norm of the network one over all processes; weights and names stay."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__ = SharedBatchNorm
-
-
 class Trainer:
-    """Training steps of one network: forward pass, loss, backward pass, update. The sum of losses stays on the device.
+    """Trains and tests one network. Losses are summed on the device; nothing is read from it within an epoch."""
 
-    On CUDA the step of a full batch is a graph (`record`), because launching the hundred kernels of such small networks takes
-    longer than running them. Before the first one, gradients and weights after a step of the graph are compared with those of
-    the same step without it; where they differ by more than rounding, or there can be no graph, training goes on without.
+    def __init__(self, network: nn.Module, recipe: dict, device: torch.device):
+        self.recipe, self.device, cuda, rate = recipe, device, device.type == "cuda", recipe["learning_rate"]
+        self.network = network.to(device, memory_format=torch.channels_last)  # the same numbers, faster convolutions
+        rate = torch.tensor(rate, device=device) if cuda else rate  # a graph follows only a tensor
+        if recipe["optimizer"] == "Adam":
+            self.optimizer = torch.optim.Adam(network.parameters(), rate, fused=True, capturable=cuda)
+            self.optimizer._warned_capturable_if_run_uncaptured = True  # partial batches run without the graph
+        else:
+            self.optimizer = torch.optim.SGD(network.parameters(), rate, recipe["momentum"], fused=cuda or None)
+        self.mean, self.std = (torch.tensor(recipe[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+        self.graph, self.total = None, torch.zeros((), device=device)
 
-    With several processes (torchrun) each trains on its part of every batch, without a graph.
+    def outputs(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe["precision"] == "bf16"):
+            x = self.network[:2](images.float().div_(255).sub_(self.mean).div_(self.std))
+        return self.network[2:](x.float())  # in bf16 the outputs of two classes would often tie
 
-    The same seed gives the same bits on one CPU set-up. On CUDA it gives the same weights to begin with, the same batches and
-    augmentation, but PyTorch does not promise the order in which cuDNN's backward passes add: another draw each time.
-    """
-
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, data: Data, precision: str, team: Team):
-        self.network, self.optimizer, self.data, self.precision, self.team = network, optimizer, data, precision, team
-        self.model = team.wrap(network, False)  # averages gradients over the processes
-        self.images = self.labels = self.graph = None  # the graph reads its batch from here
-        self.total = torch.zeros((), device=data.shift.device)
-        self.wants_graph = wants_graph(data.shift.device) and team.size == 1
-
-    def step(self, images: Tensor, labels: Tensor, share: float = 1.0) -> None:
-        """`share`: what makes the average over processes that of the whole batch."""
+    def step(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(images.device, self.precision):
-            outputs = self.model(normalise(images, self.data))
-        loss = F.nll_loss(outputs.float(), labels)
-        (loss if share == 1.0 else loss * share).backward()
+        loss = F.nll_loss(self.outputs(images), labels)
+        loss.backward()
         self.optimizer.step()
         self.total += loss.detach() * len(labels)
 
-    def epoch(self, split: Split, order: Tensor, batch_size: int, tick: callable) -> float:
-        """One pass in the given order, the last batch not dropped. Returns the mean loss; reads the device only at the end."""
+    def capture(self, images: Tensor, labels: Tensor) -> None:
+        """Records the step as a CUDA graph by PyTorch's documented pattern, and puts back what its warm-up changed."""
+        changed = lambda: [self.total, *self.network.state_dict().values(), *(
+            x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, Tensor))]
+        self.batch, before, random = (images, labels), [x.clone() for x in changed()], torch.cuda.get_rng_state()
+        side, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.step(*self.batch)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(self.graph):
+            self.step(*self.batch)
+        for k, x in enumerate(changed()):
+            x.copy_(before[k]) if k < len(before) else x.zero_()  # the moments of a new optimiser
+        torch.cuda.set_rng_state(random)
+
+    def epoch(self, images: Tensor, labels: Tensor, order: Tensor, rate: float, quiet: bool) -> float:
+        """One pass in this order, the last batch too; returns the mean loss."""
         self.network.train()
         self.total.zero_()
-        for index in order.split(batch_size):
-            if self.wants_graph and self.graph is None and len(index) == batch_size:
-                self.capture(split.images[index], split.labels[index])
-            if self.graph and len(index) == batch_size:
-                torch.index_select(split.images, 0, index, out=self.images)
-                torch.index_select(split.labels, 0, index, out=self.labels)
-                self.graph()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+        for index in tqdm(order.split(self.recipe["batch_size"]), leave=False, disable=quiet or None):
+            if self.device.type == "cuda" and len(index) == self.recipe["batch_size"]:
+                if self.graph is None:
+                    self.capture(images[index], labels[index])
+                for part, batch in zip((images, labels), self.batch):
+                    torch.index_select(part, 0, index, out=batch)
+                self.graph.replay()  # such small kernels take longer to launch than to run
             else:
-                part = index.tensor_split(self.team.size)[self.team.rank]
-                self.step(split.images[part], split.labels[part], self.team.size * len(part) / len(index))
-            tick()
-        return float(self.team.add(self.total)) / len(order)
+                self.step(images[index], labels[index])
+        return float(self.total) / len(order)
 
-    def variables(self) -> list[Tensor]:
-        """All that a step changes."""
-        moments = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-        return [self.total, *self.network.state_dict().values(), *moments]
-
-    def capture(self, images: Tensor, labels: Tensor) -> None:
-        """Sets `graph`, if it does what `step` does; changes nothing else. Before the first step of an epoch."""
-        self.images, self.labels, before = images, labels, [tensor.clone() for tensor in self.variables()]
-        seed = torch.initial_seed()  # set just before this epoch, nothing has been drawn from it yet
-
-        def rewind() -> None:
-            for k, tensor in enumerate(self.variables()):  # the moments of a new optimiser begin at zero
-                tensor.copy_(before[k]) if k < len(before) else tensor.zero_()
-            torch.manual_seed(seed)
-
-        def change(step: callable) -> tuple[Tensor, Tensor]:
-            rewind()
-            step()
-            pairs = zip(self.network.parameters(), old_weights)
-            weights, gradients = zip(*[((weight.detach() - old).flatten(), weight.grad.flatten()) for weight, old in pairs])
-            return torch.cat(weights), torch.cat(gradients)
-
-        old_weights = [weight.detach().clone() for weight in self.network.parameters()]
-        with contextlib.suppress(RuntimeError):
-            replay = record(lambda: self.step(self.images, self.labels))
-            graph_weights, graph_gradients = change(replay)  # before the plain step, which gives the gradients new tensors
-            weights, gradients = change(lambda: self.step(self.images, self.labels))
-            # Adam turns a gradient that is zero but for rounding into a full step, hence the wide margin for weights
-            if (graph_gradients - gradients).norm() <= 0.05 * gradients.norm() and \
-                    (graph_weights - weights).norm() <= 0.3 * weights.norm():
-                self.graph = replay
-        rewind()
-        if self.graph is None:
-            self.wants_graph = False
-            print("note: this GPU trains without CUDA graphs, which is slower", file=sys.stderr)
+    @torch.no_grad()
+    def evaluate(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Mean loss and accuracy in per cent."""
+        self.network.eval()
+        loss, correct = torch.zeros(2, device=self.device).unbind()
+        for part, truth in zip(images.split(1_000), labels.split(1_000)):
+            outputs = self.outputs(part)
+            loss += F.nll_loss(outputs, truth, reduction="sum")
+            correct += (outputs.argmax(1) == truth).sum()
+        return float(loss) / len(labels), 100 * float(correct) / len(labels)
 
 
-@torch.no_grad()
-def evaluate(network: nn.Module, split: Split, data: Data, precision: str) -> tuple[float, float]:
-    """Mean loss and accuracy in per cent. The batch size has no influence on them beyond rounding."""
-    network.eval()
-    loss = torch.zeros((), device=split.labels.device)
-    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    size = 10_000 if loss.device.type == "cuda" else 1_000
-    for images, labels in zip(split.images.split(size), split.labels.split(size)):
-        with autocast(labels.device, precision):
-            outputs = network(normalise(images, data))
-        loss += F.nll_loss(outputs.float(), labels, reduction="sum")
-        correct += (outputs.argmax(1) == labels).sum()
-    return float(loss) / len(split.labels), 100 * int(correct) / len(split.labels)
-# <<< shared: training
+def write(path: Path, lines: list[dict]) -> None:
+    """A log. Six digits keep a thousand of them small; JSON has no word for a number that is not finite."""
+    short = lambda x: x if not isinstance(x, float) else float(f"{x:.6g}") if math.isfinite(x) else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({key: short(x) for key, x in line.items()}) + "\n" for line in lines))
 
 
-# ---- Log and checkpoint ----------------------------------------------------------------------------------------------------
-# >>> shared: log (origin MNIST/mnist.py; edit there, then: make sync)
-def rounded(value: float, digits: int = 6) -> float | None:
-    """Six significant digits keep a thousand logs small; JSON has no word for a loss that is not finite."""
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-
-
-def provenance(device: torch.device) -> dict:
-    """What ran where: script, versions, device."""
-    script = Path(__file__).resolve()
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        models = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        name = models[0] if models else name
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    revision = None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(script.parent), "log", "-1", "--format=%h", "--", script.name]
-        revision = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-                "numpy": numpy.__version__}
-    return {"script_sha256": hashlib.sha256(script.read_bytes()).hexdigest()[:16], "git_revision": revision,
-            "device": device.type, "device_name": name, "threads": torch.get_num_threads(), "versions": versions,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Most bytes ever held: by CUDA tensors on that device, else by the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@contextlib.contextmanager
-def naming(path: Path):
-    """Makes an error in here say which file it is about; when a write fails, the operating system does not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-class RunLog:
-    """The JSON-lines file of one run: `NAME.jsonl.part` while unfinished, `NAME.jsonl` as the last act.
-
-    The unfinished file is locked by the process that writes it, which the system undoes when that process dies; `NAME.pid`
-    says which one it is.
-    """
-
-    def __init__(self, folder: Path, name: str):
-        self.path, self.part, self.owner = (folder / f"{name}{suffix}" for suffix in (".jsonl", ".jsonl.part", ".pid"))
-        self.file = None
-
-    def open(self, start: dict, epochs_done: int) -> bool:
-        """Opens the unfinished log and keeps its first `epochs_done` epoch lines if it began with the same `start`.
-
-        Returns whether it did; otherwise the file is begun anew. Raises UserError if another process has it open.
-        """
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part, "a+b", buffering=0)  # nothing is left in a buffer when a write fails
-        with naming(self.part):
-            self.lock()
-            self.file.seek(0)
-            lines = [line + b"\n" for line in self.file.read().split(b"\n")[:-1]]  # what follows the last newline is torn
-            same = 0 < epochs_done < len(lines) and self.comparable(lines[0]) == self.comparable(json.dumps(start))
-            self.file.truncate(sum(map(len, lines[: 1 + epochs_done])) if same else 0)
-        if not same:
-            if len(lines) > 1:
-                print(f"note: {self.part.name} begins anew: it was made with other versions, settings or text of the script,"
-                      " on another device, or its checkpoint is missing", file=sys.stderr)
-            self.write(start)
-        return same
-
-    def lock(self) -> None:
-        """Raises UserError if another process has this log, or has just finished it."""
+def run(head: str, seed: int, data: argparse.Namespace, options: argparse.Namespace, recipe: dict) -> str:
+    """Trains one network, or goes on with it, unless its log is there. Returns its result beside the paper's."""
+    (layers, width), device, watched = recipe[head], options.device, "heldout" if data.heldout else "test"
+    label, others = "fc" if head == "fc" else f"spinal{layers}x{width}", [*options.departures.values(), *data.label]
+    p = recipe["dropout"][head] if options.fc_dropout is None else options.fc_dropout
+    name = "-".join([options.network, label, options.protocol, *others, f"s{seed}"])
+    path = options.results_dir / "logs" / SCRIPT / f"{name}.jsonl"
+    part, checkpoint = path.with_suffix(".jsonl.part"), path.with_suffix(".pt")
+    torch.manual_seed(seed_of(seed, "weights"))
+    network = build_network(options.network, head, protocol=options.protocol, layers=layers, width=width, fc_dropout=p)
+    trainer = Trainer(network, recipe, device)
+    settings = {key: x for key, x in recipe.items() if key not in ("fc", "spinal", "dropout", "next_rate")} | {
+        "dataset": DATASET, "network": options.network, "head": head, "layers": layers, "width": width,
+        "protocol": options.protocol, "fc_dropout": p}
+    provenance = dict(
+        script_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], device=device.type,
+        device_name=torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(), versions={x.__name__: x.__version__ for x in (torch, torchvision)})
+    start = {
+        "event": "start", "schema": 2, "script": SCRIPT, "run": name, "seed": seed, "settings": settings,
+        "departures": sorted(options.departures), "parameters": sum(x.numel() for x in network.parameters()),
+        "fc_multiplications": sum(x.weight.numel() for x in network.modules() if isinstance(x, nn.Linear)),
+        "data": data.facts, "provenance": provenance}
+    state = {"lines": [start], "epoch": 0, "rate": recipe["learning_rate"], "best": -1.0, "seconds": 0.0}
+    finished = path.exists() and not options.overwrite
+    if checkpoint.exists() and not finished:
         try:
-            import fcntl
-        except ImportError:  # Windows has no flock; two runs at once are not detected there
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            who = "one that does not say which it is"
-            with contextlib.suppress(OSError, ValueError):
-                who = self.owner.read_text(encoding="utf-8").strip() or who
-            raise UserError(f"another process ({who}) is writing {self.part}: wait for it, or stop it first") from None
-        except OSError:  # a file system without locks: as on Windows
-            return
-        if not self.part.exists() or not os.path.samestat(os.fstat(self.file.fileno()), self.part.stat()):
-            raise UserError(f"another process has just finished {self.path}: repeat the command")
-        self.owner.write_text(f"{os.getpid()} on {platform.node()}\n", encoding="utf-8")
-
-    @staticmethod
-    def comparable(line: bytes | str) -> dict | None:
-        """A start line without its time."""
-        try:
-            record = json.loads(line)
-            record["provenance"].pop("started")
-        except (ValueError, KeyError, TypeError):
-            return None
-        return record
-
-    def write(self, record: dict) -> None:
-        rest = json.dumps(record, allow_nan=False).encode() + b"\n"
-        with naming(self.part):
-            while rest:
-                rest = rest[self.file.write(rest) :]
-            os.fsync(self.file.fileno())  # before the checkpoint of the same epoch, which must not be ahead of the log
-
-    def finish(self, record: dict) -> None:
-        self.write(record)
-        self.owner.unlink(missing_ok=True)
-        os.replace(self.part, self.path)
-        self.file.close()
-
-
-class Checkpoint:
-    """The state after an epoch, with the one before it, each written atomically and followed by its SHA-256.
-
-    torch.load alone takes most altered bytes for numbers. A torn, altered or foreign file counts as none.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self.previous, self.partial = path, path.with_suffix(".previous.pt"), path.with_suffix(".tmp")
-        self.saved_at, self.cost = 0.0, 0.0
-
-    def load(self, device: torch.device) -> dict | None:
-        for path in (self.path, self.previous):
-            try:
-                content = path.read_bytes()
-                if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-                    raise ValueError("its checksum is wrong")
-                state = torch.load(io.BytesIO(content[:-32]), map_location=device, weights_only=True)
-                if {"run", "state"} <= set(state):
-                    return state
-                reason = "it is no checkpoint of this collection"
-            except (FileNotFoundError, NotADirectoryError):  # the first also between the two renamings of `save`
-                continue
-            except torch.OutOfMemoryError:
-                raise
-            except (OSError, EOFError, LookupError, AttributeError, RuntimeError, TypeError, ValueError,
-                    pickle.PickleError) as error:
-                reason = str(error).partition("\n")[0]
-            print(f"note: {path} is not used: {reason}", file=sys.stderr)
-        return None
-
-    def save(self, state: dict) -> None:
-        """Skipped while saving at this pace would cost more than a twentieth of the time."""
-        began = time.monotonic()
-        if began - self.saved_at < 20 * self.cost:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        torch.save(state, content)  # not into the file: on a full disk torch raises a RuntimeError that says nothing
-        content.write(hashlib.sha256(content.getbuffer()).digest())
-        try:
-            with naming(self.partial), open(self.partial, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            self.partial.unlink(missing_ok=True)  # a half file would fill the disk for the other runs
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.path, self.previous)
-        os.replace(self.partial, self.path)
-        self.saved_at = time.monotonic()
-        self.cost = self.saved_at - began
-
-    def remove(self) -> None:
-        for path in (self.path, self.previous, self.partial):
-            path.unlink(missing_ok=True)
-# <<< shared: log
-
-
-# >>> shared: run (origin MNIST/mnist.py; edit there, then: make sync)
-class Run:
-    """One network, head and seed: its weights, optimiser, rate, log and checkpoint."""
-
-    def __init__(self, head: str, seed: int, data: Data, options: argparse.Namespace, team: Team):
-        recipe, device = RECIPES[options.network], team.device
-        self.recipe, self.options, self.team, self.device, self.data, self.seed = recipe, options, team, device, data, seed
-        corrected = options.protocol == "corrected"
-        self.rule = (recipe.corrected_rule if corrected else recipe.spinal_rule if head == "spinal" else None) or recipe.rule
-        self.watched = "heldout" if corrected else "test"  # the split that is evaluated after each epoch
-        self.selection = "heldout" if corrected else recipe.selection
-        layers, width = recipe.fc if head == "fc" else (options.layers or recipe.spinal[0], options.width or recipe.spinal[1])
-        self.row = (options.network, head, layers, width)
-        self.label = head if head == "fc" else f"spinal{layers}x{width}"
-        torch.manual_seed(seed_of(seed, "weights"))
-        spinal = {"layers": options.layers, "width": options.width} if head == "spinal" else {}
-        try:
-            network = build_network(options.network, head, protocol=options.protocol, fc_dropout=options.fc_dropout, **spinal)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if 1 in (options.batch_size, len(data.train.labels) % options.batch_size) and \
-                any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
-            raise UserError(f"batches of {options.batch_size} leave one of {len(data.train.labels)} training images alone, and "
-                            "batch norm cannot train on one image: choose another --batch-size or --limit")
-        if 0 < len(data.train.labels) % options.batch_size < team.size or options.batch_size < team.size:
-            raise UserError(f"batches of {options.batch_size} cannot be cut into {team.size} parts: choose fewer processes, or "
-                            "another --batch-size")
-        if team.size > 1:
-            share_batch_norm(network)
-        self.start = self.describe(network)
-        self.name = self.start["run"]
-        self.log = RunLog(options.results_dir / "logs" / SCRIPT, self.name)
-        self.checkpoint = Checkpoint(options.results_dir / "checkpoints" / SCRIPT / f"{self.name}.pt")
-        self.network = network.to(device, memory_format=torch.channels_last)  # the same numbers, convolutions are faster
-        self.optimizer = build_optimizer(self.network, recipe, options.lr)
-        self.trainer = Trainer(self.network, self.optimizer, data, options.precision, team)
-        self.state = {"epoch": 0, "rate": options.lr, "best_epoch": 0, "best": -1.0, "last": -1.0, "seconds": 0.0,
-                      "diverged": False}
-        self.best_weights: dict | None = None
-        self.finished = team.first(self.log.path.exists) and not options.overwrite
-        if self.finished and not self.log.part.exists():  # a process was killed between its last two acts
-            self.checkpoint.remove()
-
-    def describe(self, network: nn.Module) -> dict:
-        """The first line of the log: everything that decides the numbers, and where they come from."""
-        options, recipe, (name, head, layers, width) = self.options, self.recipe, self.row
-        dropout = published_dropout(name, head, options.protocol) if options.fc_dropout is None else options.fc_dropout
-        departures = {"e": ("epochs", recipe.epochs), "b": ("batch_size", recipe.batch_size),
-                      "lr": ("lr", recipe.learning_rate), "limit": ("limit", None), "drop": ("fc_dropout", None),
-                      "": ("precision", default_precision(self.device, recipe))}
-        departures |= {flag.lstrip("-"): (flag.lstrip("-"), keywords["default"]) for flag, keywords in EXTRA_OPTIONS.items()}
-        changed = {key: option for key, (option, default) in departures.items() if getattr(options, option) != default}
-        parts = [name, self.label, options.protocol, *(f"{key}{getattr(options, option)}" for key, option in changed.items())]
-        if not self.data.facts["official"]:
-            parts.append("data" + self.data.facts["sha256"][:8])
-        settings = {
-            "dataset": DATASET, "network": name, "head": head, "layers": layers, "width": width, "protocol": options.protocol,
-            "epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr,
-            "optimizer": recipe.optimizer + f" momentum {recipe.momentum}" * (recipe.optimizer == "SGD"),
-            "rate_rule": str(self.rule), "augmentation": list(recipe.augment), "mean": self.data.norm[0],
-            "std": self.data.norm[1], "fc_dropout": dropout, "selection": self.selection, "limit": options.limit,
-            "precision": options.precision,
-            **{flag.lstrip("-"): getattr(options, flag.lstrip("-")) for flag in EXTRA_OPTIONS}}
-        sample = torch.zeros(1, *self.data.train.images.shape[1:])
-        return {"event": "start", "schema": 1, "script": SCRIPT, "run": "-".join(parts) + f"-s{self.seed}", "seed": self.seed,
-                "settings": settings, "departures": sorted(changed.values()),
-                "parameters": sum(parameter.numel() for parameter in network.parameters()),
-                "fc_multiplications": count_fc_multiplications(network, sample), "data": self.data.facts,
-                "provenance": provenance(self.device) | ({"processes": self.team.size} if self.team.size > 1 else {})}
-
-    def begin(self) -> None:
-        """Opens the log; goes on from the checkpoint if there is one of the same run."""
-        saved = self.checkpoint.load(self.device)
-        done = saved["state"]["epoch"] if saved and saved.get("run") == self.name else 0
-        if not self.team.first(lambda: self.log.open(self.start, done)):
-            return
-        self.network.load_state_dict(saved["network"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.state, self.best_weights = saved["state"], saved["best_weights"]
-
-    def train_epoch(self, epoch: int, split: Split, order: Tensor, tick: callable) -> None:
-        """One epoch: train, evaluate, log, choose the next rate, save."""
-        began, state, data = time.monotonic(), self.state, self.data
-        rank = [self.team.rank] if self.team.rank else []  # another mask for the part of another process
-        torch.manual_seed(seed_of(self.seed, "dropout", epoch, *rank))
-        set_rate(self.optimizer, state["rate"])
-        loss = self.trainer.epoch(split, order, self.options.batch_size, tick)
-        watched = data.heldout if self.watched == "heldout" else data.test
-        watched_loss, accuracy = self.team.first(lambda: evaluate(self.network, watched, data, self.options.precision))
-        line = {"event": "epoch", "epoch": epoch, "learning_rate": rounded(state["rate"]), "train_loss": rounded(loss),
-                f"{self.watched}_loss": rounded(watched_loss), f"{self.watched}_accuracy_pct": rounded(accuracy),
-                "seconds": rounded(time.monotonic() - began, 4)}
-        self.team.first(lambda: self.log.write(line))
-        improved = self.rule.improves(accuracy, state["best"])
+            saved = torch.load(checkpoint, device, weights_only=True)
+            if saved["state"]["lines"][0] != start:
+                raise ValueError("other versions, settings or text of the script, or another device")
+            network.load_state_dict(saved["network"])
+            trainer.optimizer.load_state_dict(saved["optimizer"])
+            state = saved["state"]
+            print(f"{name} goes on after epoch {state['epoch']}", file=sys.stderr)
+        except Exception as error:  # torch.load raises what it likes
+            print(f"{name} begins anew, its checkpoint cannot be used: {error}", file=sys.stderr)
+    for epoch in range(state["epoch"] + 1, 1 + recipe["epochs"] * (not finished)):
+        began, generator = time.monotonic(), torch.Generator().manual_seed(seed_of(seed, "data", epoch))
+        order = torch.randperm(len(data.train[1]), generator=generator).to(device)  # the same for both heads
+        images = augment(data.train[0], recipe["augmentation"], generator)
+        torch.manual_seed(seed_of(seed, "dropout", epoch))
+        train_loss = trainer.epoch(images, data.train[1], order, state["rate"], options.quiet)
+        loss, accuracy = trainer.evaluate(*getattr(data, watched))
+        draw = torch.Generator().manual_seed(seed_of(seed, "rate", label, epoch))
+        e = argparse.Namespace(**state | {"epoch": epoch}, accuracy=accuracy, head=head, optimizer=trainer.optimizer,
+                               lr=recipe["learning_rate"], u=float(torch.rand((), generator=draw, dtype=torch.float64)))
         if accuracy > state["best"]:
-            state.update(best=accuracy, best_epoch=epoch)
-            if self.selection == "heldout":  # Q26: a copy, for the one reading of the test set
-                self.best_weights = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "rate", self.label, epoch))
-        uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
-        rate = self.rule.next(epoch, improved, state["rate"], self.options.lr, uniform)
-        if self.rule.renew and epoch > self.rule.after:
-            for moments in self.optimizer.state.values():
-                for moment in moments.values():
-                    moment.zero_()  # in place: a graph knows where they are
-        state.update(epoch=epoch, rate=rate, last=accuracy, loss=watched_loss, diverged=not math.isfinite(loss),
-                     seconds=state["seconds"] + time.monotonic() - began)
-        self.team.first(lambda: self.checkpoint.save({
-            "run": self.name, "state": state, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "best_weights": self.best_weights}))
-
-    def progress(self) -> str:
-        """How it stands after the last epoch, for the terminal."""
-        state = self.state
-        accuracy = f"loss {state['loss']:.4f}, {self.watched} {state['last']:.2f} %, " if state["epoch"] else ""
-        return f"{accuracy}rate {state['rate']:.2g}"
-
-    def end(self) -> None:
-        """Reads the test set where that has not been done, and closes the log."""
-        state, last, selected_epoch = self.state, self.state["last"], self.state["best_epoch"]
-        selected = state["best"]
-        if self.selection == "heldout":
-            test = lambda: evaluate(self.network, self.data.test, self.data, self.options.precision)[1]
-            last = self.team.first(test)
-            self.network.load_state_dict(self.best_weights)
-            selected = self.team.first(test)
-        elif self.selection == "last":
-            selected_epoch, selected = state["epoch"], last
-        record = {"event": "end", "outcome": "diverged" if state["diverged"] else "finished", "epochs": state["epoch"],
-                  "best_epoch": state["best_epoch"], f"best_{self.watched}_accuracy_pct": rounded(state["best"]),
-                  "last_test_accuracy_pct": rounded(last), "selected_epoch": selected_epoch,
-                  "selected_test_accuracy_pct": rounded(selected), "seconds": rounded(state["seconds"]),
-                  "peak_memory_bytes": peak_memory(self.device)}
-        if state["diverged"]:
-            record["diverged_epoch"] = state["epoch"]
-        self.team.first(lambda: self.log.finish(record))
-        self.team.first(self.checkpoint.remove)
-        self.finished = True
-
-    def result(self) -> str:
-        """One line from the finished log: this run's number beside the paper's."""
-        lines = self.log.path.read_text(encoding="utf-8").splitlines()
-        start, end = json.loads(lines[0]), json.loads(lines[-1])
-        _, head, layers, width = self.row
-        text = f"{DATASET} {self.row[0]} {'FC' if head == 'fc' else 'Spinal'} {layers}x{width}, {self.options.protocol}, " \
-               f"seed {self.seed}: {end['selected_test_accuracy_pct']:.2f} % " \
-               f"(epoch {end['selected_epoch']} of {end['epochs']})"
-        if end["outcome"] == "diverged":
-            text += f", diverged in epoch {end['diverged_epoch']}"
-        if self.row in PAPER:
-            text += "; paper: average {:.2f}, best {:.2f} of 10 runs".format(*PAPER[self.row])
-            unlike = start["departures"] + ["data"] * (not start["data"]["official"])
-            unlike += ["protocol"] * (self.options.protocol == "corrected")
-            text += f" (with other {', '.join(unlike)})" if unlike else ""
-        return f"{text}. Log: {self.log.path}"
+            state |= {"best": accuracy, "best_epoch": epoch, "best_weights": copy.deepcopy(network.state_dict())}
+        seconds = time.monotonic() - began
+        state |= {"epoch": epoch, "rate": recipe["next_rate"](e), "seconds": state["seconds"] + seconds}
+        state["lines"].append({
+            "event": "epoch", "epoch": epoch, "learning_rate": e.rate, "train_loss": train_loss,
+            f"{watched}_loss": loss, f"{watched}_accuracy_pct": accuracy, "seconds": seconds})
+        write(part, state["lines"])
+        torch.save({"network": network.state_dict(), "optimizer": trainer.optimizer.state_dict(), "state": state},
+                   path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), checkpoint)
+        if not options.quiet:
+            print(f"{name} epoch {epoch}/{recipe['epochs']}: train loss {train_loss:.4f}, {watched} {accuracy:.2f} %, "
+                  f"rate {e.rate:.2g}, {seconds:.1f} s, {seconds * (recipe['epochs'] - epoch):.0f} s left", flush=True)
+    if not finished:
+        last, selected = trainer.evaluate(*data.test)[1], state["epoch"]
+        if recipe["selection"] != "last":
+            selected = state["best_epoch"]
+            network.load_state_dict(state["best_weights"])
+        write(part, state["lines"] + [{
+            "event": "end", "epochs": state["epoch"], "best_epoch": state["best_epoch"], "selected_epoch": selected,
+            "outcome": "finished" if math.isfinite(state["lines"][-1]["train_loss"]) else "diverged",
+            f"best_{watched}_accuracy_pct": state["best"], "last_test_accuracy_pct": last, "seconds": state["seconds"],
+            "selected_test_accuracy_pct": trainer.evaluate(*data.test)[1],
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}])
+        if options.save_weights:
+            (folder := options.results_dir / "weights" / SCRIPT).mkdir(parents=True, exist_ok=True)
+            torch.save(network.state_dict(), folder / checkpoint.name)
+        os.replace(part, path)
+    first, *_, end = [json.loads(line) for line in path.read_text().splitlines()]
+    if first["provenance"]["script_sha256"] != provenance["script_sha256"]:
+        raise ValueError(f"{path} was made by another text of this script: run again with --overwrite")
+    checkpoint.unlink(missing_ok=True)
+    rows = [[cell.strip() for cell in line.split("|")] for line in ("" if others else __doc__).splitlines()]
+    title = f"FC {width}" if head == "fc" else f"Spinal {layers} x {width}"
+    paper = [f"; paper: average {row[3]}, best {row[4]}" for row in rows if row[1:3] == [options.network, title]]
+    old = f"already finished {end['ended']} on {first['provenance']['device_name']} (--overwrite: again): " * finished
+    return f"{old}{DATASET} {name}: {end['selected_test_accuracy_pct']:.2f} %{''.join(paper)}. Log: {path}"
 
 
-def train_together(runs: list[Run], options: argparse.Namespace) -> None:
-    """Trains all runs of one seed, epoch by epoch, on the same batches in the same order with the same augmentation."""
-    data, seed = runs[0].data, runs[0].seed
-    for run in runs:
-        run.begin()
-    train, batches = data.train, math.ceil(len(data.train.labels) / options.batch_size)
-    first = min(run.state["epoch"] for run in runs)
-    done = sum(run.state["epoch"] for run in runs) * batches
-    bar = tqdm(total=options.epochs * len(runs) * batches, initial=done, unit="batch", leave=False, dynamic_ncols=True,
-               disable=None if not options.quiet else True)
-    try:
-        for epoch in range(first + 1, options.epochs + 1):
-            began = time.monotonic()
-            generator = torch.Generator().manual_seed(seed_of(seed, "data", epoch))
-            order = torch.randperm(len(train.labels), generator=generator).to(train.labels.device)
-            split = Split(augment(train.images, RECIPES[options.network].augment, generator), train.labels)
-            active = [run for run in runs if run.state["epoch"] == epoch - 1 and not run.state["diverged"]]
-            for run in active:
-                bar.set_postfix_str(f"{run.label}, epoch {epoch}, {run.progress()}")
-                run.train_epoch(epoch, split, order, bar.update)
-            if active and not options.quiet:
-                seconds = time.monotonic() - began
-                parts = [f"{run.label}: {run.progress()}" for run in active]
-                bar.write(f"seed {seed}  epoch {epoch}/{options.epochs}  {' | '.join(parts)}  {seconds:.1f} s, "
-                          f"{seconds * (options.epochs - epoch):.0f} s left", file=sys.stdout)
-    finally:
-        bar.close()
-    for run in runs:
-        run.end()
-# <<< shared: run
-
-
-# ---- Command line ----------------------------------------------------------------------------------------------------------
-# >>> shared: options (origin MNIST/mnist.py; edit there, then: make sync)
-class Parser(argparse.ArgumentParser):
-    """Reports a user's mistake as a UserError instead of printing the usage and leaving."""
-
-    def error(self, message: str):
-        raise UserError(message)
-
-
-def number(low: float, below: float, kind: type = float) -> callable:
-    """An argparse type: a number of that kind in [low, below)."""
-    def convert(text: str) -> float:
-        try:
-            if not re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text):  # Python also takes 1_0, spaces and foreign digits
-                raise ValueError
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {text!r}") from None
-        if not low <= value < below:
-            raise argparse.ArgumentTypeError(f"must be {low} or more and less than {below}, not {text}")
-        return value
-    return convert
-
-
-def whole(low: int) -> callable:
-    """An argparse type: a whole number of at least `low`."""
-    return number(low, 2**31, int)
-
-
-def folder(text: str) -> Path:
-    """An argparse type: the path of a folder, there or not."""
-    if not text.strip() or not text.isprintable():  # also what is no text at all, which could not be printed
-        raise argparse.ArgumentTypeError(f"must be the name of a folder, not {text!r}")
-    return Path(text)
-
-
-def common_options(parser: argparse.ArgumentParser) -> None:
-    """Flags that mean the same in every script."""
-    parser.add_argument("--protocol", choices=("published", "corrected"), default="published",
-                        help="published: as the released scripts did; corrected: with their quirks mended (see above)")
-    parser.add_argument("--epochs", type=whole(1), metavar="N", help="default: as published")
-    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="default: as published")
-    parser.add_argument("--lr", type=number(1e-9, math.inf), metavar="RATE", help="first learning rate; default: as published")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="first seed (default: 0)")
-    parser.add_argument("--runs", type=whole(1), default=1, metavar="N", help="repeat with seeds seed..seed+N-1 (default: 1)")
-    parser.add_argument("--results-dir", type=folder, default=Path("results"), metavar="DIR", help="default: results")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1")
-    parser.add_argument("--quiet", action="store_true", help="print the results only")
-    parser.add_argument("--overwrite", action="store_true", help="run again what is already finished")
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of that name. Raises UserError if there is none."""
-    if name == "auto":
-        mps = getattr(torch.backends, "mps", None)
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index is not None:
-            raise RuntimeError
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"there is no device {name!r} here: choose auto, cpu, or a cuda device of this machine") from None
-    return device
-
-
-def guarded(work: callable, argv: list[str] | None) -> int:
-    """Runs `work(argv)` and turns every way of stopping into an exit status: 2 user's mistake, 130 Ctrl-C, 143 SIGTERM."""
-    def terminate(*_):
-        raise KeyboardInterrupt("terminated")
-
-    with contextlib.suppress(ValueError):  # not in the main thread, for instance in a notebook's worker
-        signal.signal(signal.SIGTERM, terminate)
-    socket.setdefaulttimeout(60)  # seconds; a download that stalls is an error then, and not a wait for ever
-    try:
-        work(argv)
-        return 0
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its rights" \
-                  " and the space on the disk, then repeat the command; a run goes on after the last epoch that was saved"
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            message = "the device has too little memory: choose a smaller --batch-size, or --device cpu"
-        elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "overflow" in str(error):
-            message = "this machine has too little memory for a network or a batch of this size: choose smaller ones"
-        else:
-            raise
-    except KeyboardInterrupt as stop:
-        print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
-        return 143 if "terminated" in stop.args else 130
-    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)  # one line
-    return 2
-# <<< shared: options
-
-
-# >>> shared: command_line (origin MNIST/mnist.py; edit there, then: make sync)
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with the published values filled in. Raises UserError."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--network", choices=RECIPES, default="cnn", help="default: cnn")
-    parser.add_argument("--head", choices=("fc", "spinal", "both"), help="default: both, side by side on the same batches")
-    parser.add_argument("--layers", type=whole(1), metavar="N", help="hidden layers of the Spinal head; default: as published")
-    parser.add_argument("--width", type=whole(1), metavar="N", help="neurons of each of them; default: as published")
-    parser.add_argument("--fc-dropout", type=number(0, 1), metavar="P",
-                        help="dropout before the output layer of either head, to tell its effect from the head's (Q5)")
-    common_options(parser)
-    parser.add_argument("--data-dir", type=folder, default=Path("data"), metavar="DIR", help="default: data")
-    parser.add_argument("--precision", choices=("fp32", "bf16"),
-                        help="default: bf16 where that is faster and proved to be as accurate, else fp32")
-    parser.add_argument("--limit", type=whole(2), metavar="N", help="only the first N training and test images: a smoke run")
-    parser.add_argument("--no-download", action="store_true", help="use the data that are there")
-    parser.add_argument("--fetch-only", action="store_true", help="fetch and check the data, train nothing")
-    for flag, keywords in EXTRA_OPTIONS.items():
-        parser.add_argument(flag, **keywords)
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
+    """The command line, and the recipe with its changes; `departures`: these changes, as in the log's name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, whole, flag = parser.add_argument, {"type": int, "metavar": "N"}, {"action": "store_true"}
+    add("--network", choices=RECIPES, default=next(iter(RECIPES)), help="default: %(default)s")
+    add("--head", choices=(*HEADS, "both"), default="both", help="default: both, on the same batches")
+    add("--layers", **whole, help="hidden layers of the Spinal head; default: as published")
+    add("--width", **whole, help="neurons of each of them; default: as published")
+    add("--fc-dropout", type=float, metavar="P", help="dropout before the output layer, of either head")
+    add("--protocol", choices=("published", "corrected"), default="published", help="see above; default: published")
+    add("--epochs", **whole, help="default: as published")
+    add("--batch-size", **whole, help="default: as published")
+    add("--lr", type=float, dest="learning_rate", metavar="RATE", help="first learning rate; default: as published")
+    add("--seed", **whole, default=0, help="first seed; default: 0")
+    add("--runs", **whole, default=1, help="repeat with seeds seed..seed+N-1; default: 1")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32; bf16 is never the paper's row")
+    add("--device", default="auto", metavar="NAME", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1")
+    add("--data-dir", type=Path, default="data", metavar="DIR", help="default: data")
+    add("--results-dir", type=Path, default="results", metavar="DIR", help="default: results")
+    add("--limit", **whole, help="only the first N training and test images: a smoke run")
+    add("--no-download", **flag, help="use the data that are there")
+    add("--fetch-only", **flag, help="fetch and check the data, train nothing")
+    add("--save-weights", **flag, help="keep the weights of the reported epoch in results/weights/")
+    add("--quiet", **flag, help="print the results only")
+    add("--overwrite", **flag, help="run again what is already finished")
     options = parser.parse_args(argv)
-    recipe = RECIPES[options.network]
-    options.head = options.head or ("both" if recipe.fc else "spinal")
-    if options.head != "spinal" and not recipe.fc:
-        raise UserError(f"{options.network} has no FC head: leave --head out, or choose another --network")
+    for key, low in dict(layers=1, width=1, epochs=1, batch_size=1, runs=1, limit=2, learning_rate=1e-9).items():
+        if getattr(options, key) is not None and not low <= getattr(options, key) < 1e6:
+            parser.error(f"--{key.replace('_', '-')} must be {low} or more and less than a million")
     if options.head == "fc" and (options.layers or options.width):
-        raise UserError("--layers and --width belong to the Spinal head: choose --head spinal or both with them")
-    options.epochs = options.epochs or recipe.epochs
-    options.batch_size = options.batch_size or recipe.batch_size
-    options.lr = options.lr or recipe.learning_rate
-    return options
-
-
-def work(argv: list[str] | None) -> None:
-    """Everything that the command line asks for."""
-    options = parse_arguments(argv)
-    team = Team(options)
-    device, options.quiet = team.device, options.quiet or team.rank > 0
-    if device.type == "cpu" and RECIPES[options.network].one_thread:
-        torch.set_num_threads(1)
-    options.precision = options.precision or default_precision(device, RECIPES[options.network])
-    if device.type == "cuda":  # fp32 is fp32; what bf16 leaves in fp32 may use TF32
-        torch.set_float32_matmul_precision("high" if options.precision == "bf16" else "highest")
-        torch.backends.cudnn.allow_tf32 = options.precision == "bf16"
-    if team.size > 1:
-        team.first(lambda: read_arrays(options) and None)  # one process downloads
-    data = load_data(options, device)
-    if not data.facts["official"] and not options.quiet:
-        print(f"note: {data.facts['complete_train']:,} + {data.facts['complete_test']:,} images instead of {DATASET}'s "
-              f"{TRAIN_IMAGES:,} + {TEST_IMAGES:,}: logged under a name of their own, never as the paper's row")
-    if options.fetch_only:
-        return
-    for seed in range(options.seed, options.seed + options.runs):
-        runs = [Run(head, seed, data, options, team) for head in ("fc", "spinal") if options.head in (head, "both")]
-        unfinished = [run for run in runs if not run.finished]
-        if unfinished:
-            train_together(unfinished, options)
-        for run in runs if team.rank == 0 else ():
-            print(run.result() if run in unfinished else f"already finished: {run.result()}", flush=True)
+        parser.error("--layers and --width belong to the Spinal head: choose --head spinal or both with them")
+    recipe = recipe_of(options.network, options.protocol) | {"limit": None, "precision": "fp32", "fc_dropout": None}
+    recipe["spinal"] = options.layers or recipe["spinal"][0], options.width or recipe["spinal"][1]
+    names = dict(epochs="e", batch_size="b", learning_rate="lr", limit="limit", fc_dropout="drop", precision="")
+    given = {key: getattr(options, key) for key in names if getattr(options, key) not in (None, recipe[key])}
+    options.departures = {key: f"{names[key]}{value}" for key, value in given.items()}
+    return options, recipe | given
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 finished, 2 user's mistake, 130 Ctrl-C, 143 SIGTERM."""
-    return guarded(together(work), argv)
+    """Exit status: 0 finished, 2 user's mistake, 130 Ctrl-C."""
+    options, recipe = parse_arguments(argv)
+    socket.setdefaulttimeout(60)  # seconds without a byte after which a download counts as broken
+    try:
+        auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        options.device = torch.zeros(1, device=auto if options.device == "auto" else options.device).device
+        if options.device.type == "cuda":
+            torch.cuda.set_device(options.device)  # graphs and random states are those of the current device
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
+            if options.precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+                raise ValueError("this GPU only emulates bf16: choose --precision fp32")
+        elif options.network in SMALL:
+            torch.set_num_threads(1)  # more would only wait for each other
+        data = load_data(options, recipe, options.device)
+        for seed in range(options.seed, options.seed + options.runs * (not options.fetch_only)):
+            for head in HEADS if options.head == "both" else [options.head]:
+                print(run(head, seed, data, options, recipe), flush=True)
+        return 0
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
     sys.exit(main())
-# <<< shared: command_line
+# <<< shared: training
