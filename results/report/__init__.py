@@ -1,1 +1,4 @@
-"""The parts of results/aggregate.py, in the order of the data: logs, paper, statistics, cells, tables, formats, pages, figures."""
+"""The parts of results/aggregate.py, in the order of the data.
+
+logs, paper; rules, statistics; cells; tables, evidence, costs, audit; formats, figures, pages.
+"""

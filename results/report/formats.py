@@ -1,11 +1,15 @@
-"""Markdown, LaTeX and CSV."""
+"""Markdown, LaTeX and CSV, and pages from templates."""
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from report.tables import Column, Row
+
+TEMPLATES = Path(__file__).resolve().parent
 
 
 def markdown_text(text: str) -> str:
@@ -13,11 +17,27 @@ def markdown_text(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
+def fill(template: str, values: dict[str, str]) -> str:
+    """A page: `{{name}}` becomes values[name]; paragraphs with an empty value, sections without text are left out."""
+    paragraphs: list[str] = []
+    for paragraph in (TEMPLATES / template).read_text(encoding="utf-8").strip("\n").split("\n\n"):
+        names = re.findall(r"{{(\w+)}}", paragraph)
+        if all(values[name] for name in names):
+            paragraphs.append(re.sub(r"{{(\w+)}}", lambda found: values[found[1]].rstrip("\n"), paragraph))
+    levels = [len(re.match("#*", paragraph)[0]) for paragraph in paragraphs] + [1]
+    kept = [paragraph for paragraph, level, following in zip(paragraphs, levels, levels[1:])
+            if not level or not 0 < following <= level]
+    return "\n\n".join(kept) + "\n"
+
+
 def markdown(columns: list[Column], rows: list[Row]) -> str:
-    """A Markdown table; what is missing is a dash."""
+    """A Markdown table; what is missing is a dash, and without rows a sentence."""
+    if not rows:
+        return "Not run yet.\n"
     headings = [f"{column.group}: {column.heading}" if column.group else column.heading for column in columns]
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(markdown_text(row.get(column.key, "")) or "–" for column in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join(markdown_text(row.get(column.key, "")) or "–" for column in columns) + " |"
+              for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -45,8 +65,10 @@ def tex_groups(columns: list[Column]) -> Iterator[tuple[str, int, int]]:
 def latex(columns: list[Column], rows: list[Row]) -> str:
     """A booktabs tabular without float, for \\input; a thin rule where the first column changes."""
     groups = list(tex_groups(columns))
-    lines = ["% made by results/aggregate.py; needs booktabs", r"\begin{tabular}{" + "l" * len(columns) + "}", r"\toprule"]
-    lines.append(" & ".join(rf"\multicolumn{{{last - first + 1}}}{{l}}{{{tex_text(group)}}}" for group, first, last in groups)
+    lines = ["% made by results/aggregate.py; needs booktabs", r"\begin{tabular}{" + "l" * len(columns) + "}",
+             r"\toprule"]
+    lines.append(" & ".join(rf"\multicolumn{{{last - first + 1}}}{{l}}{{{tex_text(group)}}}" for group, first,
+                            last in groups)
                  + r" \\")
     lines.append(" ".join(rf"\cmidrule(lr){{{first}-{last}}}" for group, first, last in groups if group))
     lines += [" & ".join(tex_text(column.heading) for column in columns) + r" \\", r"\midrule"]
@@ -73,22 +95,3 @@ def plain(key: str, text: str) -> str:
         text = text.replace(",", "")
     return text.replace("−", "-").replace("×", "x")
 
-
-DOCUMENT = r"""% made by results/aggregate.py: all tables, one page each; compile in this folder
-\documentclass[a4paper]{article}
-\usepackage[utf8]{inputenc}
-\usepackage[T1]{fontenc}
-\usepackage{textcomp}
-\usepackage{booktabs,graphicx}
-\usepackage[landscape,margin=1cm]{geometry}
-\pagestyle{empty}
-\begin{document}
-\noindent\resizebox{\linewidth}{!}{\input{table1.tex}}
-
-\bigskip
-\noindent\resizebox{0.7\linewidth}{!}{\input{table1_learnt.tex}}\clearpage
-\noindent\resizebox*{!}{0.95\textheight}{\input{table2.tex}}\clearpage
-\noindent\resizebox{\linewidth}{!}{\input{table2_pairs.tex}}\clearpage
-\noindent\resizebox*{!}{0.95\textheight}{\input{table3.tex}}
-\end{document}
-"""

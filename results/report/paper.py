@@ -1,4 +1,4 @@
-"""The paper's numbers, from paper.csv."""
+"""The paper's numbers, from paper.csv, and what constants score, from regression_constants.csv."""
 from __future__ import annotations
 
 import csv
@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from report.facts import PAPER_COLUMNS, UserError
+from report.facts import UserError
+
+PAPER_COLUMNS = {"table", "dataset", "script", "network", "head", "layers", "width", "function", "metric", "value",
+                 "epochs"}
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,14 @@ def read_paper(path: Path) -> list[PaperRow]:
     except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     return list(rows.values())
+
+
+def read_constants(path: Path) -> dict[tuple[str, int], float]:
+    """(function, seed): what the best constant scores on that seed's fresh samples, × 1e-3; none without the file."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return {(row["function"], int(row["seed"])): float(row["mse_x1e-3"]) for row in csv.DictReader(stream)}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error!r}; make it again with tools/measure_costs.py") from None

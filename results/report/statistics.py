@@ -1,4 +1,4 @@
-"""Means, intervals and verdicts."""
+"""Means, intervals, corrections and verdicts; the rules are those of rules.py."""
 from __future__ import annotations
 
 import functools
@@ -7,40 +7,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from report.facts import CONFIDENCE, FEWEST_RUNS, PAPER_ROUNDING, PAPER_RUNS
 from report.logs import Log
+from report.rules import CONFIDENCE, FEWEST_RUNS, FEWEST_SEEDS, PAPER_ROUNDING, PAPER_RUNS, POWER, ROW_CONFIDENCE
 
 
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised incomplete beta function I_x(a, b), by Lentz's continued fraction."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast only on the other side
-        return 1 - incomplete_beta(b, a, 1 - x)
-    front = math.exp(a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)) / a
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    fraction = d
-    for m in range(1, 1000):
-        for factor in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-                       -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))):
-            d, c = 1 / (1 + factor * d), 1 + factor / c
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return front * fraction
-
-
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """The t with P(|T| <= t) = confidence for Student's distribution, by bisection of its distribution function."""
-    low, high = 0.0, 1e9
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        if incomplete_beta(degrees / 2, 0.5, degrees / (degrees + middle * middle)) > 1 - confidence:
-            low = middle
-        else:
-            high = middle
-    return high
+    """The t with P(|T| <= t) = confidence for Student's distribution."""
+    from scipy.stats import t
+    return float(t.ppf((1 + confidence) / 2, degrees))
 
 
 def mean_of(values: Sequence[float]) -> float:
@@ -53,33 +28,58 @@ def std_of(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
-def half_width(values: Sequence[float], further: float, resolution: float) -> float:
+def half_width(values: Sequence[float], further: float = 0.0, resolution: float = 0.0,
+               confidence: float = CONFIDENCE) -> float:
     """t(n - 1) s sqrt(1/n + further). A spread below the weight of one test image cannot be told from one image."""
     spread = max(std_of(values), resolution)
-    return t_quantile(len(values) - 1) * spread * math.sqrt(1 / len(values) + further)
+    return t_quantile(len(values) - 1, confidence) * spread * math.sqrt(1 / len(values) + further)
 
 
 class Difference(NamedTuple):
-    """Mean of Spinal minus FC over seeds that have both, with its confidence interval (none below two pairs)."""
+    """Mean of the paired differences; 95 and 90 % intervals, p of the t test, std and correlation from two pairs on."""
     pairs: int
     mean: float | None = None
     low: float | None = None
     high: float | None = None
+    low90: float | None = None
+    high90: float | None = None
+    p: float | None = None
+    std: float | None = None
+    correlation: float | None = None
+    ahead: int = 0
+
+    @property
+    def judged(self) -> bool:
+        return self.pairs >= FEWEST_RUNS and self.p is not None
 
 
-def paired_difference(spinal: Iterable[Log], default: Iterable[Log]) -> Difference:
-    """Runs of one seed saw the same batches, so the seed's share of the scatter cancels in the difference."""
-    partner = {log.seed: log for log in default}
-    pairs = [(log, partner[log.seed]) for log in spinal
-             if log.seed in partner and log.data["sha256"] == partner[log.seed].data["sha256"]]
-    differences = [ours.score - theirs.score for ours, theirs in pairs]
-    if not differences or not all(map(math.isfinite, differences)):
-        return Difference(len(differences))
-    mean = mean_of(differences)
-    if len(differences) == 1:
-        return Difference(1, mean)
-    half = half_width(differences, 0, resolution_of(pairs[0][0]))
-    return Difference(len(differences), mean, mean - half, mean + half)
+def paired(left: Iterable[Log], right: Iterable[Log]) -> list[tuple[Log, Log]]:
+    """Runs of one seed on the same data."""
+    partner = {log.seed: log for log in right}
+    return [(log, partner[log.seed]) for log in left
+            if log.seed in partner and log.data["sha256"] == partner[log.seed].data["sha256"]]
+
+
+def paired_difference(left: Iterable[Log], right: Iterable[Log]) -> Difference:
+    """Left minus right, seed by seed."""
+    pairs = paired(left, right)
+    values = [ours.score - theirs.score for ours, theirs in pairs]
+    ahead = sum(value > 0 for value in values)
+    if not values or not all(map(math.isfinite, values)):
+        return Difference(len(values), ahead=ahead)
+    mean = mean_of(values)
+    if len(values) == 1:
+        return Difference(1, mean, ahead=ahead)
+    from scipy.stats import t
+    floor = resolution_of(pairs[0][0])
+    wide, narrow = (half_width(values, 0, floor, confidence) for confidence in (CONFIDENCE, 2 * CONFIDENCE - 1))
+    spread = max(std_of(values), floor)
+    ratio = abs(mean) / (spread / math.sqrt(len(values))) if spread else math.inf if mean else 0.0
+    p = float(2 * t.sf(ratio, len(values) - 1))
+    sides = [[log.score for log in side] for side in zip(*pairs)]
+    correlation = statistics.correlation(*sides) if all(std_of(side) for side in sides) else None
+    ends = mean - wide, mean + wide, mean - narrow, mean + narrow
+    return Difference(len(values), mean, *ends, p, spread, correlation, ahead)
 
 
 def resolution_of(log: Log) -> float:
@@ -87,31 +87,81 @@ def resolution_of(log: Log) -> float:
     return 0.0 if log.regression else 100 / max(log.data["test"], 1)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values, in the order given."""
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def decide(difference: Difference, p: float | None) -> str:
+    """Which head is better at 5 %, by this p value."""
+    if difference.pairs == 0:
+        return "not run yet"
+    if not difference.judged or p is None:
+        return "not judged"
+    return "undecided" if p >= 1 - CONFIDENCE else "Spinal better" if difference.mean > 0 else "FC better"
+
+
+def equivalent(difference: Difference, margin: float | None) -> str:
+    """Two one-sided tests: does the 90 % interval lie inside the margin?"""
+    if margin is None or not difference.judged:
+        return ""
+    return f"{'yes' if -margin < difference.low90 and difference.high90 < margin else 'not shown'} (± {margin})"
+
+
+def detectable(difference: Difference, power: float = POWER) -> float | None:
+    """The true difference that so many pairs with this scatter show at 5 % with this power (noncentral t)."""
+    if not difference.judged or not difference.std:
+        return None
+    from scipy.optimize import brentq
+    from scipy.stats import nct
+    degrees, limit = difference.pairs - 1, t_quantile(difference.pairs - 1)
+    shift = brentq(lambda shift: nct.sf(limit, degrees, shift) - power, 1, 12)
+    return shift * difference.std / math.sqrt(difference.pairs)
+
+
 def error_reduction(better: float, base: float) -> float | None:
     """By how many per cent the error falls from accuracy `base` to `better`."""
     return 100 * (better - base) / (100 - base) if base < 100 else None
 
 
-def judge_mean(values: Sequence[float], printed: str, resolution: float) -> str:
-    """Verdict on a row: is the paper's average what ten more runs of ours might give?"""
+def above_best(values: Sequence[float], best: str) -> tuple[int, float]:
+    """(k, chance): how many runs exceed the paper's best of ten, and the chance of k or more in one population."""
+    k = sum(value > float(best) + PAPER_ROUNDING for value in values)
+    return k, math.comb(len(values), k) / math.comb(len(values) + PAPER_RUNS, k)
+
+
+def tolerance_of(values: Sequence[float], resolution: float) -> float:
+    """How far the paper's average may lie from ours untold: a prediction interval for ten further runs."""
+    return half_width(values, 1 / PAPER_RUNS, resolution, ROW_CONFIDENCE) + PAPER_ROUNDING
+
+
+def judge_row(values: Sequence[float], printed: str, best: str, resolution: float) -> str:
+    """Verdict on a row, by the mean and by the best of ten."""
     if not values:
-        return "not yet run"
+        return "not run yet"
     if not printed:
         return "not comparable"
     if len(values) < FEWEST_RUNS:
         return "not judged"
-    distance = mean_of(values) - float(printed)
-    if abs(distance) <= half_width(values, 1 / PAPER_RUNS, resolution) + PAPER_ROUNDING:
-        return "reproduced"
-    return f"not reproduced: ours {'higher' if distance > 0 else 'lower'} by {abs(distance):.2f}"
+    distance, tolerance = mean_of(values) - float(printed), tolerance_of(values, resolution)
+    if abs(distance) > tolerance:
+        side = "higher" if distance > 0 else "lower"
+        return f"told apart: mean {side} by {abs(distance):.2f}, tolerance {tolerance:.2f}"
+    if best and (exceeding := above_best(values, best))[1] <= 1 - ROW_CONFIDENCE:
+        return f"told apart: {exceeding[0]} of {len(values)} above the paper's best, chance {100 * exceeding[1]:.1f} %"
+    return f"not told apart, tolerance {tolerance:.2f}"
 
 
-def judge_claim(difference: Difference) -> str:
-    """Verdict on "Spinal beats FC"."""
-    if difference.pairs == 0:
-        return "not yet run"
-    if difference.pairs < FEWEST_RUNS or difference.low is None:
+def judge_spread(values: Sequence[float], printed: str) -> str:
+    """Verdict on a cell of Table I: is the one value of the paper within our seeds?"""
+    if not values:
+        return "not run yet"
+    if len(values) < FEWEST_SEEDS:
         return "not judged"
-    if difference.low > 0:
-        return "yes"
-    return "no (FC better)" if difference.high < 0 else "undecided"
+    if float(printed) < min(values):
+        return "outside: the paper below all our seeds"
+    return "outside: the paper above all our seeds" if float(printed) > max(values) else "within our spread"
