@@ -1,162 +1,101 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "tqdm>=4.66"]
+# dependencies = ["torch>=2.6", "numpy>=1.26", "tqdm>=4.66"]
 # ///
 """Synthetic regression: default fully connected (FC) network against SpinalNet. Table I of arXiv 2007.03347.
 
-| target, eight inputs     | --function | paper x 1e-3: FC @100 | FC @200 | Spinal @100 | Spinal @200 |
-|--------------------------|------------|----------------------:|--------:|------------:|------------:|
-| x1 + ... + x8 + noise    | sum        |                 1.178 |   0.887 |       1.007 |       0.855 |
-| sin(x1 + ... + x8)+noise | sinsum     |                 1.918 |   1.086 |       1.912 |       1.219 |
-| x1 x2 ... x8 + noise     | product    |                 3.875 |   3.875 |       3.966 |       2.217 |
-| sin(x1 x2 ... x8)+ noise | sinproduct |                 3.403 |   1.554 |       0.910 |       0.910 |
+| target, eight inputs       | --function | paper x 1e-3: FC @100 | FC @200 | Spinal @100 | Spinal @200 |
+|----------------------------|------------|----------------------:|--------:|------------:|------------:|
+| x1 + ... + x8 + noise      | sum        |                 1.178 |   0.887 |       1.007 |       0.855 |
+| sin(x1 + ... + x8) + noise | sinsum     |                 1.918 |   1.086 |       1.912 |       1.219 |
+| x1 x2 ... x8 + noise       | product    |                 3.875 |   3.875 |       3.966 |       2.217 |
+| sin(x1 x2 ... x8) + noise  | sinproduct |                 3.403 |   1.554 |       0.910 |       0.910 |
 
-`python synthetic_regression.py` alone trains all of it once, both heads on the same batches, half a minute on a CPU;
-`--runs 10` with ten seeds. One cell: `--function sum --head spinal`. The paper's number at epoch E is a minimum over epochs
-1..E of the loss of the last mini-batch, 40 training samples before their own update: no test error. The noise has variance
-0.04/12 = 3.333e-3; on fresh samples no model has a smaller MSE. Every run therefore also measures train_mse (all 1,000
-training samples) and clean_mse (10,000 fresh samples against function + 0.1, the mean of the noise; its floor is 0).
-They are read after each epoch and decide nothing.
+`python synthetic_regression.py` trains all eight cells once, in a minute on a CPU core; --runs 10 with ten seeds; one
+cell: --function sum --head spinal. An interrupted run goes on when its command is repeated.
 
-`--protocol published` (default) is the paper's experiment; `--protocol corrected` changes exactly this:
-  Q1       --noise broadcast is refused
-  Q3       six hidden layers of their own (published: layers 3 and 4 used again as 5 and 6; the declared layers 5 and 6, 5,500
-           of 14,301 parameters, are never trained). With another --layers than 6 every layer is its own in both protocols
-  Q4       reported: train_mse and clean_mse of the network (published: the minimum of the last-batch loss)
-  Q5       of the last epoch; nothing is selected (published: the epoch of the minimum; its network is never used)
-Kept in both: Q2, column noise is the default because the paper's numbers were made with it; Q9, one seed says little, use
---runs 10; Q10, the noise has mean 0.1, a part of what is learnt. Seed 0 draws the samples of the released script; weights and
-order of the batches are other draws (Q6).
+The paper's number at epoch E is the smallest loss so far of an epoch's last mini-batch, 40 training samples before
+their own update: no test error (Q4). The noise has variance 0.04/12 = 3.333e-3, and on fresh samples no model has a
+smaller MSE: what is below it is a lucky batch, or noise learnt by heart. So a run also measures, without any effect,
+train_mse (all 1,000 training samples) and clean_mse (10,000 fresh samples against function + 0.1, the mean of the
+noise; its floor is 0), and at its end constant_clean_mse, that of the mean of the training targets.
 
-`--noise broadcast` (Q1) is the released script as it stands: a vector of noise added to a column gives a 1,000 x 1,000 target
-whose row i holds clean_i + noise_j for all j. Its loss is (prediction - clean_i - mean noise)^2 + variance of the noise drawn,
-so training is free of noise and no loss can fall below that variance. There train_mse is this loss over all 1,000 rows.
-
-One log a run goes to results/logs/synthetic_regression/, its checkpoint to results/checkpoints/ until it is finished. An
-interrupted run goes on where it stopped when the command is repeated; a finished one is not run again. Default device: cpu,
-one thread; a training step takes less than a millisecond there, which leaves a GPU little to gain. On one processor and one
-set of versions a seed gives the same log bit by bit. Q-numbers: quirks of the released script, listed in this project.
+--protocol published (default) does what the released script did; corrected mends this (Q: quirks, in results/audit.md):
+  shared layers (Q3)   six hidden layers of their own; published: layers 3 and 4 are called again as 5 and 6, and the
+                       declared 5 and 6, 5,500 of 14,301 parameters, are never trained (if --layers is 6)
+  lucky batches (Q4)   reported: train_mse and clean_mse after the last epoch; published: the minimum of the losses
+--noise column (default): each sample has its own noise, as in the paper's numbers (Q2). --noise broadcast: the released
+script as it stands adds a vector to a column (Q1); row i of its target, 1,000 x 1,000, is clean_i + noise_j for all j.
+Its loss is (prediction - clean_i - mean noise)^2 + variance of the noise drawn: training is free of noise, no loss is
+below that variance, and train_mse is this loss over all rows. corrected refuses it.
 """
+# >>> shared: regression_imports (origin Regression/synthetic_regression.py; edit there, then: make sync)
 from __future__ import annotations
 
-# >>> shared: imports (origin MNIST/mnist.py; edit there, then: make sync)
 import argparse
-import contextlib
-import dataclasses
-import errno
-import gzip
 import hashlib
-import http.client
-import io
 import json
 import math
 import os
-import pickle
-import platform
-import re
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 try:
-    import numpy
     import torch
-    import torchvision
-    from torch import Tensor, distributed, nn
+    from torch import Tensor, nn
     from torch.nn import functional as F
-    from torch.nn.parallel import DistributedDataParallel
     from tqdm import tqdm
 except ImportError as missing:
-    sys.exit(f"error: {missing.name} is missing: pip install torch torchvision numpy tqdm, or start this file with uv run")
-# <<< shared: imports
+    sys.exit(f"error: {missing.name} is missing: pip install torch numpy tqdm, or use uv run")
+# <<< shared: regression_imports
+# ---- Facts of this experiment: Table I (spec regression.md) ---------------------------------------------------------
+SCRIPT, DATASET, INPUTS, SAMPLES, FRESH = "synthetic_regression", "synthetic", 8, 1_000, 10_000
+RECIPE = dict(epochs=200, batch_size=64, learning_rate=0.01, optimizer="Adam", rate_rule="constant", precision="fp32")
+FC, SPINAL = (200, 100), (6, 50)  # widths of the two hidden layers; hidden layers and their width
+NOISE, NOISE_MEAN, NOISE_VARIANCE = 0.2, 0.1, 0.04 / 12  # noise: 0.2 * uniform[0, 1) (Q10: its mean is learnt)
+FUNCTIONS = {"sum": lambda x: x.sum(1, keepdim=True), "sinsum": lambda x: x.sum(1, keepdim=True).sin(),
+             "product": lambda x: x.prod(1, keepdim=True), "sinproduct": lambda x: x.prod(1, keepdim=True).sin()}
 
-
-# >>> shared: basics (origin MNIST/mnist.py; edit there, then: make sync)
-class UserError(Exception):
-    """Something that the person at the keyboard can mend; the text is one sentence that says how. Exit status 2."""
-
-
+# >>> shared: regression_seed (origin Regression/synthetic_regression.py; edit there, then: make sync)
 def seed_of(*purpose: object) -> int:
     """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
     return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
+# <<< shared: regression_seed
 
-
-@contextlib.contextmanager
-def one_at_a_time(folder: Path):
-    """Holds a lock in a folder that is downloaded to, so that two processes never write the same files."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):  # Windows, a folder that is read-only: no lock
-            import fcntl
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "a"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"note: waiting for another process that reads or fetches data in {folder}", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-# <<< shared: basics
-
-
-# ---- Facts of this experiment: Table I -------------------------------------------------------------------------------------
-SCRIPT, DATASET, INPUTS, SAMPLES, FRESH = "synthetic_regression", "synthetic", 8, 1_000, 10_000
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 200, 64, 0.01  # Adam, constant rate
-FC, SPINAL = (200, 100), (6, 50)  # widths of the two hidden layers; hidden layers and their width
-NOISE, NOISE_MEAN, NOISE_VARIANCE = 0.2, 0.1, 0.04 / 12  # noise: 0.2 * uniform[0, 1)
-FUNCTIONS = {"sum": lambda x: x.sum(1, keepdim=True), "sinsum": lambda x: x.sum(1, keepdim=True).sin(),
-             "product": lambda x: x.prod(1, keepdim=True), "sinproduct": lambda x: x.prod(1, keepdim=True).sin()}
-PAPER = {  # Table I: (function, head): minimum so far at epochs 100 and 200, x 1e-3
-    ("sum", "fc"): (1.178, 0.887), ("sum", "spinal"): (1.007, 0.855),
-    ("sinsum", "fc"): (1.918, 1.086), ("sinsum", "spinal"): (1.912, 1.219),
-    ("product", "fc"): (3.875, 3.875), ("product", "spinal"): (3.966, 2.217),
-    ("sinproduct", "fc"): (3.403, 1.554), ("sinproduct", "spinal"): (0.910, 0.910),
-}
-
-
-# ---- Data ------------------------------------------------------------------------------------------------------------------
-@dataclasses.dataclass
-class Data:
-    inputs: Tensor  # (1000, 8)
-    targets: Tensor  # (1000, 1), or (1000, 1000) with broadcast noise
-    reference: Tensor  # (1000, 1): the training loss of a sample is its squared distance from this, plus `floor`
-    floor: float  # 0, or the variance of the noise drawn with broadcast noise
-    fresh_inputs: Tensor  # (10000, 8)
-    fresh_targets: Tensor  # (10000, 1), without noise, but with its mean
-    facts: dict  # what the log says of the data
-
-
+# ---- Data -----------------------------------------------------------------------------------------------------------
 def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Inputs (count, 8), standard normal, drawn column after column; then noise (count,), 0.2 * uniform[0, 1)."""
     columns = [torch.randn(count, generator=generator) for _ in range(INPUTS)]
     return torch.stack(columns, 1), NOISE * torch.rand(count, generator=generator)
 
 
-def make_data(function: str, noise_mode: str, seed: int, device: torch.device) -> Data:
-    """The data of a seed, drawn on the CPU, so that every device gets the same ones."""
-    inputs, noise = draw(SAMPLES, torch.Generator().manual_seed(seed))  # seed 0: the very samples of the released script
+def make_data(function: str, noise_mode: str, seed: int, device: torch.device) -> argparse.Namespace:
+    """The data of a seed, drawn on the CPU, so that every device gets the same ones; on the device.
+
+    inputs (1000, 8); targets (1000, 1), or (1000, 1000) with broadcast noise; reference (1000, 1) and floor: the loss
+    of a sample is its squared distance from the reference, plus the floor; fresh_inputs, fresh_targets: 10,000 of them.
+    """
+    inputs, noise = draw(SAMPLES, torch.Generator().manual_seed(seed))  # seed 0: those of the released script
     fresh, _ = draw(FRESH, torch.Generator().manual_seed(seed_of(seed, "fresh")))
     clean, variance = FUNCTIONS[function](inputs), float(noise.double().var(correction=0))
     targets, reference, floor = clean + noise[:, None], clean + noise[:, None], 0.0
     if noise_mode == "broadcast":  # Q1: the released script leaves out [:, None]
         targets, reference, floor = clean + noise, clean + noise.mean(), variance
-    digest = hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in (inputs, clean, noise)))
+    digest = hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in (inputs, clean, noise)))
+    tensors = dict(inputs=inputs, targets=targets, reference=reference, fresh_inputs=fresh,
+                   fresh_targets=FUNCTIONS[function](fresh) + NOISE_MEAN)
     facts = {"train": SAMPLES, "heldout": 0, "test": FRESH, "sha256": digest.hexdigest()[:16], "official": True,
-             "noise_variance_drawn": rounded(variance)}
-    tensors = (inputs, targets, reference, fresh, FUNCTIONS[function](fresh) + NOISE_MEAN)
-    inputs, targets, reference, fresh, fresh_targets = (tensor.to(device) for tensor in tensors)
-    return Data(inputs, targets, reference, floor, fresh, fresh_targets, facts)
+             "noise_variance_drawn": float(f"{variance:.6g}")}
+    return argparse.Namespace(**{key: x.to(device) for key, x in tensors.items()}, floor=floor, facts=facts)
 
 
-# ---- Networks --------------------------------------------------------------------------------------------------------------
+# ---- Networks -------------------------------------------------------------------------------------------------------
 class SpinalLayers(nn.Module):
     """The hidden layers of a SpinalNet with leaky ReLU (spec regression.md 2): (N, features) -> (N, layers * width).
-
-    The input is cut into halves A, B. Call k sees one half (A, B, A, B, ...) and, from the second on, the output of call
-    k - 1, in this order. All outputs are joined, the first one's first. `calls` says which layer does call k (Q3).
+    The input is cut into halves A, B. Call k sees one half (A, B, A, B, ...) and, from the second on, the output of
+    call k - 1, in this order. All outputs are joined, the first one's first. `calls` says which layer does call k (Q3).
     """
 
     def __init__(self, features: int, layers: int, width: int, calls: tuple[int, ...]):
@@ -165,27 +104,22 @@ class SpinalLayers(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(self.half + (width if k else 0), width) for k in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        halves = x[:, : self.half], x[:, self.half :]
-        outputs = [F.leaky_relu(self.hidden[0](halves[0]), 0.01)]
-        for k, layer in enumerate(self.calls[1:], start=1):
-            outputs.append(F.leaky_relu(self.hidden[layer](torch.cat([halves[k % 2], outputs[-1]], 1)), 0.01))
+        halves, outputs = x.split(self.half, 1), []
+        for k, layer in enumerate(self.calls):
+            outputs.append(F.leaky_relu(self.hidden[layer](torch.cat([halves[k % 2], *outputs[-1:]], 1)), 0.01))
         return torch.cat(outputs, 1)
 
 
 def build_network(network: str, head: str | None, *, protocol: str = "published", width: int | None = None,
                   layers: int | None = None) -> nn.Module:
-    """A freshly initialised network on the CPU: (N, 8) float -> (N, 1).
-
-    network: mlp. head: "fc" or "spinal" (None: spinal). width, layers: of the Spinal head (None: published).
-    Raises ValueError for what does not exist.
+    """A freshly initialised network on the CPU: (N, 8) -> (N, 1). network: mlp. head: "fc" or "spinal" (None: spinal).
+    width, layers: of the Spinal head, None for the published ones. Raises ValueError for what does not exist.
     """
     head = head or "spinal"
-    if network != "mlp" or head not in ("fc", "spinal") or protocol not in ("published", "corrected"):
-        raise ValueError(f"there is no network {network!r} with head {head!r} under protocol {protocol!r}")
-    if head == "fc" and (width is not None or layers is not None):
-        raise ValueError("width and layers belong to the Spinal head; the default FC head has its published size")
+    if network != "mlp" or head not in ("fc", "spinal") or (head == "fc" and (width or layers)):
+        raise ValueError(f"there is no network {network!r} with head {head!r}, layers {layers} and width {width}")
     if head == "fc":
-        return nn.Sequential(nn.Linear(INPUTS, FC[0]), nn.LeakyReLU(0.01), nn.Linear(FC[0], FC[1]), nn.LeakyReLU(0.01),
+        return nn.Sequential(nn.Linear(INPUTS, FC[0]), nn.LeakyReLU(0.01), nn.Linear(*FC), nn.LeakyReLU(0.01),
                              nn.Linear(FC[1], 1))
     layers, width = layers or SPINAL[0], width or SPINAL[1]
     slip = protocol == "published" and layers == 6  # Q3: layers 5 and 6 are declared, and never called
@@ -193,31 +127,14 @@ def build_network(network: str, head: str | None, *, protocol: str = "published"
     return nn.Sequential(SpinalLayers(INPUTS, layers, width, calls), nn.Linear(layers * width, 1))
 
 
-# >>> shared: counts (origin MNIST/mnist.py; edit there, then: make sync)
-def count_fc_multiplications(network: nn.Module, sample: Tensor) -> int:
-    """in x out summed over every call of a linear layer for one sample (N = 1); biases and convolutions are not counted."""
-    calls = []
-    hooks = [module.register_forward_hook(lambda m, _, __: calls.append(m.in_features * m.out_features))
-             for module in network.modules() if isinstance(module, nn.Linear)]
-    mode = network.training
-    with torch.no_grad():
-        network.eval()(sample)
-    network.train(mode)
-    for hook in hooks:
-        hook.remove()
-    return sum(calls)
-# <<< shared: counts
-
-
-# ---- Training --------------------------------------------------------------------------------------------------------------
-def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, data: Data, order: Tensor,
+# ---- Training -------------------------------------------------------------------------------------------------------
+def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, data: argparse.Namespace, order: Tensor,
                 batch_size: int) -> tuple[float, float]:
-    """One pass in the given order, the last batch not dropped. Returns the mean loss and that of the last batch (Q4)."""
+    """One pass in this order, the last batch too. Returns the mean loss and that of the last batch (Q4)."""
     total = torch.zeros((), device=order.device)
     for index in order.split(batch_size):
         optimizer.zero_grad(set_to_none=True)
-        targets = data.targets[index]
-        # (B, 1) against (B, 1) or (B, 1000): the released script leaves this expansion to the loss, which prints a warning.
+        targets = data.targets[index]  # (B, 1) or (B, 1000); the released script leaves the expansion to the loss
         loss = F.mse_loss(network(data.inputs[index]).expand_as(targets), targets)
         loss.backward()
         optimizer.step()
@@ -232,473 +149,197 @@ def mean_squared_error(network: nn.Module, inputs: Tensor, targets: Tensor) -> f
     parts = [F.mse_loss(network(x), y, reduction="sum") for x, y in zip(inputs.split(1_000), targets.split(1_000))]
     return float(sum(parts)) / len(targets)
 
-
-# ---- Log and checkpoint ----------------------------------------------------------------------------------------------------
-# >>> shared: log (origin MNIST/mnist.py; edit there, then: make sync)
-def rounded(value: float, digits: int = 6) -> float | None:
-    """Six significant digits keep a thousand logs small; JSON has no word for a loss that is not finite."""
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-
-
-def provenance(device: torch.device) -> dict:
-    """What ran where: script, versions, device."""
-    script = Path(__file__).resolve()
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        models = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        name = models[0] if models else name
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    revision = None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(script.parent), "log", "-1", "--format=%h", "--", script.name]
-        revision = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-                "numpy": numpy.__version__}
-    return {"script_sha256": hashlib.sha256(script.read_bytes()).hexdigest()[:16], "git_revision": revision,
-            "device": device.type, "device_name": name, "threads": torch.get_num_threads(), "versions": versions,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+# >>> shared: regression_log (origin Regression/synthetic_regression.py; edit there, then: make sync)
+def write(path: Path, lines: list[dict]) -> None:
+    """A log. Six digits keep a thousand of them small; JSON has no word for a number that is not finite."""
+    short = lambda x: x if not isinstance(x, float) else float(f"{x:.6g}") if math.isfinite(x) else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({key: short(x) for key, x in line.items()}) + "\n" for line in lines))
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Most bytes ever held: by CUDA tensors on that device, else by the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@contextlib.contextmanager
-def naming(path: Path):
-    """Makes an error in here say which file it is about; when a write fails, the operating system does not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-class RunLog:
-    """The JSON-lines file of one run: `NAME.jsonl.part` while unfinished, `NAME.jsonl` as the last act.
-
-    The unfinished file is locked by the process that writes it, which the system undoes when that process dies; `NAME.pid`
-    says which one it is.
+def train(parts: list[str], seed: int, settings: dict, facts: dict, network: nn.Module,
+          optimizer: torch.optim.Optimizer, options: argparse.Namespace, one_epoch: Callable[[Tensor, dict], dict],
+          last_line: Callable[[dict], dict]) -> tuple[dict, str, Path]:
+    """Trains one network, or goes on with it, unless its log is there. Returns that log's end, words and path.
+    parts: of the name. facts: of the data. one_epoch(order, state): trains, measures, returns the numbers of an epoch
+    line; last_line(state): those of the end line. `state` holds the log's lines. A loss that is not finite ends a run.
     """
-
-    def __init__(self, folder: Path, name: str):
-        self.path, self.part, self.owner = (folder / f"{name}{suffix}" for suffix in (".jsonl", ".jsonl.part", ".pid"))
-        self.file = None
-
-    def open(self, start: dict, epochs_done: int) -> bool:
-        """Opens the unfinished log and keeps its first `epochs_done` epoch lines if it began with the same `start`.
-
-        Returns whether it did; otherwise the file is begun anew. Raises UserError if another process has it open.
-        """
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part, "a+b", buffering=0)  # nothing is left in a buffer when a write fails
-        with naming(self.part):
-            self.lock()
-            self.file.seek(0)
-            lines = [line + b"\n" for line in self.file.read().split(b"\n")[:-1]]  # what follows the last newline is torn
-            same = 0 < epochs_done < len(lines) and self.comparable(lines[0]) == self.comparable(json.dumps(start))
-            self.file.truncate(sum(map(len, lines[: 1 + epochs_done])) if same else 0)
-        if not same:
-            if len(lines) > 1:
-                print(f"note: {self.part.name} begins anew: it was made with other versions, settings or text of the script,"
-                      " on another device, or its checkpoint is missing", file=sys.stderr)
-            self.write(start)
-        return same
-
-    def lock(self) -> None:
-        """Raises UserError if another process has this log, or has just finished it."""
+    device, name = options.device, "-".join([*parts, *options.departures.values(), f"s{seed}"])
+    path = options.results_dir / "logs" / SCRIPT / f"{name}.jsonl"
+    part, checkpoint = path.with_suffix(".jsonl.part"), path.with_suffix(".pt")
+    cuda, finished, next_save = device.type == "cuda", path.exists() and not options.overwrite, 0.0
+    provenance = dict(
+        script_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], device=device.type,
+        device_name=torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(), versions={"torch": str(torch.__version__)})
+    start = {
+        "event": "start", "schema": 2, "script": SCRIPT, "run": name, "seed": seed, "settings": settings,
+        "departures": sorted(options.departures), "parameters": sum(x.numel() for x in network.parameters()),
+        "fc_multiplications": sum(x.weight.numel() for x in network.modules() if isinstance(x, nn.Linear)),
+        "data": facts, "provenance": provenance}
+    state = {"lines": [start], "epoch": 0, "seconds": 0.0}
+    if checkpoint.exists() and not finished:
         try:
-            import fcntl
-        except ImportError:  # Windows has no flock; two runs at once are not detected there
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            who = "one that does not say which it is"
-            with contextlib.suppress(OSError, ValueError):
-                who = self.owner.read_text(encoding="utf-8").strip() or who
-            raise UserError(f"another process ({who}) is writing {self.part}: wait for it, or stop it first") from None
-        except OSError:  # a file system without locks: as on Windows
-            return
-        if not self.part.exists() or not os.path.samestat(os.fstat(self.file.fileno()), self.part.stat()):
-            raise UserError(f"another process has just finished {self.path}: repeat the command")
-        self.owner.write_text(f"{os.getpid()} on {platform.node()}\n", encoding="utf-8")
-
-    @staticmethod
-    def comparable(line: bytes | str) -> dict | None:
-        """A start line without its time."""
-        try:
-            record = json.loads(line)
-            record["provenance"].pop("started")
-        except (ValueError, KeyError, TypeError):
-            return None
-        return record
-
-    def write(self, record: dict) -> None:
-        rest = json.dumps(record, allow_nan=False).encode() + b"\n"
-        with naming(self.part):
-            while rest:
-                rest = rest[self.file.write(rest) :]
-            os.fsync(self.file.fileno())  # before the checkpoint of the same epoch, which must not be ahead of the log
-
-    def finish(self, record: dict) -> None:
-        self.write(record)
-        self.owner.unlink(missing_ok=True)
-        os.replace(self.part, self.path)
-        self.file.close()
-
-
-class Checkpoint:
-    """The state after an epoch, with the one before it, each written atomically and followed by its SHA-256.
-
-    torch.load alone takes most altered bytes for numbers. A torn, altered or foreign file counts as none.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self.previous, self.partial = path, path.with_suffix(".previous.pt"), path.with_suffix(".tmp")
-        self.saved_at, self.cost = 0.0, 0.0
-
-    def load(self, device: torch.device) -> dict | None:
-        for path in (self.path, self.previous):
-            try:
-                content = path.read_bytes()
-                if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-                    raise ValueError("its checksum is wrong")
-                state = torch.load(io.BytesIO(content[:-32]), map_location=device, weights_only=True)
-                if {"run", "state"} <= set(state):
-                    return state
-                reason = "it is no checkpoint of this collection"
-            except (FileNotFoundError, NotADirectoryError):  # the first also between the two renamings of `save`
-                continue
-            except torch.OutOfMemoryError:
-                raise
-            except (OSError, EOFError, LookupError, AttributeError, RuntimeError, TypeError, ValueError,
-                    pickle.PickleError) as error:
-                reason = str(error).partition("\n")[0]
-            print(f"note: {path} is not used: {reason}", file=sys.stderr)
-        return None
-
-    def save(self, state: dict) -> None:
-        """Skipped while saving at this pace would cost more than a twentieth of the time."""
-        began = time.monotonic()
-        if began - self.saved_at < 20 * self.cost:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        torch.save(state, content)  # not into the file: on a full disk torch raises a RuntimeError that says nothing
-        content.write(hashlib.sha256(content.getbuffer()).digest())
-        try:
-            with naming(self.partial), open(self.partial, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            self.partial.unlink(missing_ok=True)  # a half file would fill the disk for the other runs
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.path, self.previous)
-        os.replace(self.partial, self.path)
-        self.saved_at = time.monotonic()
-        self.cost = self.saved_at - began
-
-    def remove(self) -> None:
-        for path in (self.path, self.previous, self.partial):
-            path.unlink(missing_ok=True)
-# <<< shared: log
+            saved = torch.load(checkpoint, device, weights_only=True)
+            if saved["state"]["lines"][0] != start:
+                raise ValueError("other versions, settings or text of the script, or another device")
+            network.load_state_dict(saved["network"])
+            optimizer.load_state_dict(saved["optimizer"])
+            state = saved["state"]
+            print(f"{name} goes on after epoch {state['epoch']}", file=sys.stderr)
+        except Exception as error:  # torch.load raises what it likes
+            print(f"{name} begins anew, its checkpoint cannot be used: {error}", file=sys.stderr)
+    epochs = 0 if finished else options.epochs
+    with tqdm(total=epochs, initial=state["epoch"], desc=name, leave=False, disable=options.quiet or None) as bar:
+        while state["epoch"] < epochs and math.isfinite(state["lines"][-1].get("train_loss", 0)):
+            began, epoch = time.monotonic(), state["epoch"] + 1
+            generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))  # the same batches for both heads
+            numbers = one_epoch(torch.randperm(facts["train"], generator=generator).to(device), state)
+            seconds = time.monotonic() - began
+            state |= {"epoch": epoch, "seconds": state["seconds"] + seconds}
+            state["lines"].append({"event": "epoch", "epoch": epoch, "learning_rate": options.learning_rate, **numbers,
+                                   "seconds": seconds})
+            bar.update()
+            if (began := time.monotonic()) >= next_save:  # so that saving takes a twentieth of the time at most
+                write(part, state["lines"])
+                torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "state": state},
+                           path.with_suffix(".tmp"))
+                os.replace(path.with_suffix(".tmp"), checkpoint)
+                next_save = 21 * time.monotonic() - 20 * began
+    if not finished:
+        diverged = not math.isfinite(state["lines"][-1]["train_loss"])
+        write(part, state["lines"] + [{
+            "event": "end", "epochs": state["epoch"], "outcome": "diverged" if diverged else "finished",
+            **({"diverged_epoch": state["epoch"]} if diverged else {}), **last_line(state), "seconds": state["seconds"],
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}])
+        if options.save_weights:
+            (folder := options.results_dir / "weights" / SCRIPT).mkdir(parents=True, exist_ok=True)
+            torch.save(network.state_dict(), folder / checkpoint.name)
+        os.replace(part, path)
+    checkpoint.unlink(missing_ok=True)
+    first, *_, end = [json.loads(line) for line in path.read_text().splitlines()]
+    if first["provenance"]["script_sha256"] != provenance["script_sha256"]:
+        raise ValueError(f"{path} was made by another text of this script: run again with --overwrite")
+    old = f"already finished {end['ended']} on {first['provenance']['device_name']} (--overwrite: again): " * finished
+    return end, old + name, path
+# <<< shared: regression_log
 
 
-class Run:
-    """One function, head and seed: its weights, optimiser, log and checkpoint."""
+def run(function: str, head: str, seed: int, options: argparse.Namespace) -> str:
+    """Trains one network of Table I. Returns its result beside the paper's."""
+    data = make_data(function, options.noise, seed, options.device)
+    layers, width, sizes = len(FC), FC[0], {}
+    if head == "spinal":
+        layers, width = options.layers or SPINAL[0], options.width or SPINAL[1]
+        sizes = {"layers": layers, "width": width}
+    torch.manual_seed(seed_of(seed, "weights"))
+    network = build_network("mlp", head, protocol=options.protocol, **sizes).to(options.device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=True)
+    settings = {key: getattr(options, key, x) for key, x in RECIPE.items()} | {
+        "dataset": DATASET, "function": function, "noise": options.noise, "samples": SAMPLES, "network": "mlp",
+        "head": head, "layers": layers, "width": width, "protocol": options.protocol,
+        "selection": "last" if options.protocol == "corrected" else "minimum"}
 
-    def __init__(self, function: str, head: str, seed: int, data: Data, options: argparse.Namespace, device: torch.device):
-        self.function, self.head, self.seed = function, head, seed
-        self.data, self.options, self.device = data, options, device
-        sizes = {"layers": options.layers, "width": options.width} if head == "spinal" else {}
-        self.layers, self.width = (len(FC), FC[0]) if head == "fc" else (options.layers or SPINAL[0], options.width or SPINAL[1])
-        self.label = head if head == "fc" else f"spinal{self.layers}x{self.width}"
-        torch.manual_seed(seed_of(seed, "weights"))
-        network = build_network("mlp", head, protocol=options.protocol, **sizes)
-        self.start = self.describe(network)
-        self.name = self.start["run"]
-        self.log = RunLog(options.results_dir / "logs" / SCRIPT, self.name)
-        self.checkpoint = Checkpoint(options.results_dir / "checkpoints" / SCRIPT / f"{self.name}.pt")
-        self.network = network.to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.lr, fused=True)  # a fifth faster, same formula
-        self.state = {"epoch": 0, "seconds": 0.0, "diverged": False}
-        self.state |= dict.fromkeys(("minimum", "minimum_100", "minimum_200", "last_batch", "train", "clean"), math.inf)
-        self.finished = self.log.path.exists() and not options.overwrite
-        if self.finished and not self.log.part.exists():  # a process was killed between its last two acts
-            self.checkpoint.remove()
+    def one_epoch(order: Tensor, state: dict) -> dict:
+        loss, last_batch = train_epoch(network, optimizer, data, order, options.batch_size)
+        return {"train_loss": loss, "last_batch_mse": last_batch,
+                "train_mse": mean_squared_error(network, data.inputs, data.reference) + data.floor,
+                "clean_mse": mean_squared_error(network, data.fresh_inputs, data.fresh_targets)}
 
-    def describe(self, network: nn.Module) -> dict:
-        """The first line of the log: everything that decides the numbers, and where they come from."""
-        options, corrected = self.options, self.options.protocol == "corrected"
-        known = {"noise": ("", "column"), "epochs": ("e", EPOCHS), "batch_size": ("b", BATCH_SIZE), "lr": ("lr", LEARNING_RATE)}
-        changed = {option: short for option, (short, default) in known.items() if getattr(options, option) != default}
-        parts = ["mlp", self.label, options.protocol, self.function]
-        parts += [f"{short}{getattr(options, option)}" for option, short in changed.items()]
-        settings = {
-            "dataset": DATASET, "function": self.function, "noise": options.noise, "samples": SAMPLES, "network": "mlp",
-            "head": self.head, "layers": self.layers, "width": self.width, "protocol": options.protocol,
-            "epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr, "optimizer": "Adam",
-            "rate_rule": "constant", "selection": "last" if corrected else "minimum", "precision": "fp32"}
-        return {"event": "start", "schema": 1, "script": SCRIPT, "run": "-".join(parts) + f"-s{self.seed}", "seed": self.seed,
-                "settings": settings, "departures": sorted(changed),
-                "parameters": sum(parameter.numel() for parameter in network.parameters()),
-                "fc_multiplications": count_fc_multiplications(network, torch.zeros(1, INPUTS)), "data": self.data.facts,
-                "provenance": provenance(self.device)}
+    def last_line(state: dict) -> dict:
+        losses, last = [line["last_batch_mse"] for line in state["lines"][1:]], state["lines"][-1]
+        constant = (data.fresh_targets - data.reference.mean()).square().mean()
+        return {**{f"min_last_batch_mse_{e}": min(losses[:e]) if len(losses) >= e else None for e in (100, 200)},
+                "train_mse": last["train_mse"], "clean_mse": last["clean_mse"], "noise_variance": NOISE_VARIANCE,
+                "constant_clean_mse": float(constant)}
 
-    def begin(self) -> None:
-        """Opens the log; goes on from the checkpoint if there is one of the same run."""
-        saved = self.checkpoint.load(self.device)
-        if not self.log.open(self.start, saved["state"]["epoch"] if saved and saved.get("run") == self.name else 0):
-            return
-        self.network.load_state_dict(saved["network"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.state = saved["state"]
+    parts = ["mlp", "fc" if head == "fc" else f"spinal{layers}x{width}", options.protocol, function]
+    end, text, path = train(parts, seed, settings, data.facts, network, optimizer, options, one_epoch, last_line)
+    cell = lambda key: "-" if end[key] is None else f"{1000 * end[key]:.3f}"
+    lowest, floor = end["min_last_batch_mse_200"] or math.inf, data.floor or NOISE_VARIANCE
+    below = f", below the variance of the noise, {1000 * floor:.3f}" if lowest < floor else ""
+    rows = [[cell.strip() for cell in line.split("|")] for line in __doc__.splitlines()]
+    other = ", another setting" if options.departures or options.protocol == "corrected" else ""
+    paper = [f" (paper{other}: {', '.join(row[3:5] if head == 'fc' else row[5:7])})" for row in rows
+             if row[2:3] == [function] and (layers, width) in ((2, 200), SPINAL)]
+    return (f"{text}, MSE x 1e-3: smallest last batch {cell('min_last_batch_mse_100')} by epoch 100, "
+            f"{cell('min_last_batch_mse_200')} by 200{''.join(paper)}{below}; train {cell('train_mse')}, "
+            f"clean {cell('clean_mse')} (a constant: {cell('constant_clean_mse')}); {end['outcome']}. Log: {path}")
 
-    def train_epoch(self, epoch: int, order: Tensor) -> None:
-        """One epoch: train, measure, log, save."""
-        began, state, data = time.monotonic(), self.state, self.data
-        loss, last_batch = train_epoch(self.network, self.optimizer, data, order, self.options.batch_size)
-        train = mean_squared_error(self.network, data.inputs, data.reference) + data.floor
-        clean = mean_squared_error(self.network, data.fresh_inputs, data.fresh_targets)
-        if last_batch < state["minimum"]:
-            state["minimum"] = last_batch
-        if epoch in (100, 200):
-            state[f"minimum_{epoch}"] = state["minimum"]
-        seconds = time.monotonic() - began
-        self.log.write({"event": "epoch", "epoch": epoch, "learning_rate": self.options.lr, "train_loss": rounded(loss),
-                        "last_batch_mse": rounded(last_batch), "train_mse": rounded(train), "clean_mse": rounded(clean),
-                        "seconds": rounded(seconds, 4)})
-        state.update(epoch=epoch, last_batch=last_batch, train=train, clean=clean, diverged=not math.isfinite(loss),
-                     seconds=state["seconds"] + seconds)
-        self.checkpoint.save({"run": self.name, "state": state, "network": self.network.state_dict(),
-                              "optimizer": self.optimizer.state_dict()})
-
-    def progress(self) -> str:
-        """How it stands after the last epoch, for the terminal."""
-        state = self.state
-        return f"last batch {state['last_batch']:.5f}, train {state['train']:.5f}, clean {state['clean']:.5f}"
-
-    def end(self) -> None:
-        """Closes the log."""
-        state = self.state
-        record = {"event": "end", "outcome": "diverged" if state["diverged"] else "finished", "epochs": state["epoch"],
-                  "min_last_batch_mse_100": rounded(state["minimum_100"]),
-                  "min_last_batch_mse_200": rounded(state["minimum_200"]),
-                  "train_mse": rounded(state["train"]), "clean_mse": rounded(state["clean"]),
-                  "noise_variance": rounded(NOISE_VARIANCE), "seconds": rounded(state["seconds"]),
-                  "peak_memory_bytes": peak_memory(self.device)}
-        if state["diverged"]:
-            record["diverged_epoch"] = state["epoch"]
-        self.log.finish(record)
-        self.checkpoint.remove()
+# >>> shared: regression_options (origin Regression/synthetic_regression.py; edit there, then: make sync)
+def common_options(parser: argparse.ArgumentParser) -> Callable:
+    """Adds the flags that all scripts have, and returns what adds more of them."""
+    add, whole, flag = parser.add_argument, {"type": int, "metavar": "N"}, {"action": "store_true"}
+    add("--head", choices=("fc", "spinal", "both"), default="both", help="default: both, on the same batches")
+    add("--epochs", **whole, default=RECIPE["epochs"], help="default: %(default)s")
+    add("--batch-size", **whole, default=RECIPE["batch_size"], help="default: %(default)s")
+    add("--lr", type=float, dest="learning_rate", default=RECIPE["learning_rate"], help="default: %(default)s")
+    add("--seed", **whole, default=0, help="first seed; default: 0")
+    add("--runs", **whole, default=1, help="repeat with seeds seed..seed+N-1; default: 1")
+    add("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, auto (cuda, else mps, else cpu)")
+    add("--results-dir", type=Path, default="results", metavar="DIR", help="default: results")
+    add("--save-weights", **flag, help="keep the weights of the reported epoch in results/weights/")
+    add("--quiet", **flag, help="print the results only")
+    add("--overwrite", **flag, help="run again what is already finished")
+    return add
 
 
-def train_together(runs: list[Run], options: argparse.Namespace) -> None:
-    """Trains all runs of one seed and function, epoch by epoch, on the same batches in the same order."""
-    for run in runs:
-        run.begin()
-    first, seed = min(run.state["epoch"] for run in runs), runs[0].seed
-    bar = tqdm(total=options.epochs * len(runs), initial=sum(run.state["epoch"] for run in runs), unit="epoch", leave=False,
-               dynamic_ncols=True, desc=f"seed {seed} {runs[0].function}", disable=None if not options.quiet else True)
-    try:
-        for epoch in range(first + 1, options.epochs + 1):
-            order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(seed_of(seed, "order", epoch)))
-            active = [run for run in runs if run.state["epoch"] == epoch - 1 and not run.state["diverged"]]
-            for run in active:
-                run.train_epoch(epoch, order.to(run.device))
-                bar.update()
-            if active and not options.quiet and epoch % 50 == 0:
-                parts = " | ".join(f"{run.label}: {run.progress()}" for run in active)
-                bar.write(f"seed {seed}  {runs[0].function}  epoch {epoch}/{options.epochs}  {parts}", file=sys.stdout)
-    finally:
-        bar.close()
-    for run in runs:
-        run.end()
-
-
-def print_results(runs: list[Run], options: argparse.Namespace) -> None:
-    """A table of one seed, from the finished logs, beside the paper's numbers."""
-    def cell(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    seed, folder, drawn = runs[0].seed, runs[0].log.path.parent, 1000 * runs[0].data.facts["noise_variance_drawn"]
-    floor, any_below = drawn if options.noise == "broadcast" else 1000 * NOISE_VARIANCE, False
-    print(f"\nseed {seed}, {options.protocol}, {options.noise} noise, {options.epochs} epochs: MSE x 1e-3 "
-          f"(variance of the noise: 0.04/12 = {NOISE_VARIANCE:.6f}, in this table 3.333)\n"
-          "function    head           min @100   paper   min @200   paper   train_mse   clean_mse")
-    for run in runs:
-        end = json.loads(run.log.path.read_text(encoding="utf-8").splitlines()[-1])
-        ours = {key: value * 1000 if value is not None else None for key, value in end.items() if "mse" in key}
-        paper = PAPER[run.function, run.head] if run.head == "fc" or (run.layers, run.width) == SPINAL else (None, None)
-        text = f"{run.function:<12}{run.label:<13}"
-        for epochs, printed in zip((100, 200), paper):
-            minimum = ours[f"min_last_batch_mse_{epochs}"]
-            below = minimum is not None and minimum < floor
-            text, any_below = f"{text}{cell(minimum):>10}{'*' if below else ' '}{cell(printed):>7} ", any_below or below
-        text += f"{cell(ours['train_mse']):>11}{cell(ours['clean_mse']):>12}"
-        print(text + (f"  diverged in epoch {end['diverged_epoch']}" if end["outcome"] == "diverged" else ""))
-    if any_below:
-        print("* below the variance of the noise, which no model can be on fresh samples: the luckiest of many small training "
-              "batches, or noise learnt by heart (Q4)")
-    if options.noise == "broadcast":
-        print(f"With broadcast noise no loss can be below the variance of the noise drawn, here {floor:.3f} (Q1)")
-    unlike = runs[0].start["departures"] + ["protocol"] * (options.protocol == "corrected")
-    if unlike:
-        print(f"The paper's numbers are of another setting: {', '.join(unlike)}")
-    print(f"Logs: {folder}/mlp-*-s{seed}.jsonl", flush=True)
-
-
-# ---- Command line ----------------------------------------------------------------------------------------------------------
-# >>> shared: options (origin MNIST/mnist.py; edit there, then: make sync)
-class Parser(argparse.ArgumentParser):
-    """Reports a user's mistake as a UserError instead of printing the usage and leaving."""
-
-    def error(self, message: str):
-        raise UserError(message)
-
-
-def number(low: float, below: float, kind: type = float) -> callable:
-    """An argparse type: a number of that kind in [low, below)."""
-    def convert(text: str) -> float:
-        try:
-            if not re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text):  # Python also takes 1_0, spaces and foreign digits
-                raise ValueError
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {text!r}") from None
-        if not low <= value < below:
-            raise argparse.ArgumentTypeError(f"must be {low} or more and less than {below}, not {text}")
-        return value
-    return convert
-
-
-def whole(low: int) -> callable:
-    """An argparse type: a whole number of at least `low`."""
-    return number(low, 2**31, int)
-
-
-def folder(text: str) -> Path:
-    """An argparse type: the path of a folder, there or not."""
-    if not text.strip() or not text.isprintable():  # also what is no text at all, which could not be printed
-        raise argparse.ArgumentTypeError(f"must be the name of a folder, not {text!r}")
-    return Path(text)
-
-
-def common_options(parser: argparse.ArgumentParser) -> None:
-    """Flags that mean the same in every script."""
-    parser.add_argument("--protocol", choices=("published", "corrected"), default="published",
-                        help="published: as the released scripts did; corrected: with their quirks mended (see above)")
-    parser.add_argument("--epochs", type=whole(1), metavar="N", help="default: as published")
-    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="default: as published")
-    parser.add_argument("--lr", type=number(1e-9, math.inf), metavar="RATE", help="first learning rate; default: as published")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="first seed (default: 0)")
-    parser.add_argument("--runs", type=whole(1), default=1, metavar="N", help="repeat with seeds seed..seed+N-1 (default: 1)")
-    parser.add_argument("--results-dir", type=folder, default=Path("results"), metavar="DIR", help="default: results")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1")
-    parser.add_argument("--quiet", action="store_true", help="print the results only")
-    parser.add_argument("--overwrite", action="store_true", help="run again what is already finished")
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of that name. Raises UserError if there is none."""
-    if name == "auto":
-        mps = getattr(torch.backends, "mps", None)
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index is not None:
-            raise RuntimeError
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"there is no device {name!r} here: choose auto, cpu, or a cuda device of this machine") from None
-    return device
-
-
-def guarded(work: callable, argv: list[str] | None) -> int:
-    """Runs `work(argv)` and turns every way of stopping into an exit status: 2 user's mistake, 130 Ctrl-C, 143 SIGTERM."""
-    def terminate(*_):
-        raise KeyboardInterrupt("terminated")
-
-    with contextlib.suppress(ValueError):  # not in the main thread, for instance in a notebook's worker
-        signal.signal(signal.SIGTERM, terminate)
-    socket.setdefaulttimeout(60)  # seconds; a download that stalls is an error then, and not a wait for ever
-    try:
-        work(argv)
-        return 0
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check the folder, its rights" \
-                  " and the space on the disk, then repeat the command; a run goes on after the last epoch that was saved"
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            message = "the device has too little memory: choose a smaller --batch-size, or --device cpu"
-        elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "overflow" in str(error):
-            message = "this machine has too little memory for a network or a batch of this size: choose smaller ones"
-        else:
-            raise
-    except KeyboardInterrupt as stop:
-        print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
-        return 143 if "terminated" in stop.args else 130
-    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)  # one line
-    return 2
-# <<< shared: options
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with the published values filled in. Raises UserError."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--function", choices=(*FUNCTIONS, "all"), default="all", help="default: all four")
-    parser.add_argument("--noise", choices=("column", "broadcast"), default="column",
-                        help="column: each sample its own (default); broadcast: the released script's 1,000 x 1,000 target (Q1)")
-    parser.add_argument("--head", choices=("fc", "spinal", "both"), default="both",
-                        help="default: both, side by side on the same batches")
-    parser.add_argument("--layers", type=whole(1), metavar="N", help="hidden layers of the Spinal head; default: 6")
-    parser.add_argument("--width", type=whole(1), metavar="N", help="neurons of each of them; default: 50")
-    common_options(parser)
-    parser.set_defaults(epochs=EPOCHS, batch_size=BATCH_SIZE, lr=LEARNING_RATE, device="cpu")
+def checked(parser: argparse.ArgumentParser, argv: list[str] | None, names: dict[str, str]) -> argparse.Namespace:
+    """The command line. `departures`: what differs from the default, as in the log's name."""
     options = parser.parse_args(argv)
-    if options.head == "fc" and (options.layers or options.width):
-        raise UserError("--layers and --width belong to the Spinal head: choose --head spinal or both with them")
-    if options.noise == "broadcast" and options.protocol == "corrected":
-        raise UserError("--noise broadcast is a slip that --protocol corrected mends: leave out one of the two")
+    for key, low in dict(layers=1, width=1, splits=1, epochs=1, batch_size=1, runs=1, seed=0).items():
+        if getattr(options, key, None) is not None and not low <= getattr(options, key) < 2**31:
+            parser.error(f"--{key.replace('_', '-')} must be {low} or more and less than {2**31}")
+    if not 1e-9 <= options.learning_rate < math.inf:
+        parser.error("--lr must be 1e-09 or more, and finite")
+    options.departures = {key: f"{short}{getattr(options, key)}" for key, short in names.items()
+                          if getattr(options, key) != parser.get_default(key)}
     return options
 
 
-def work(argv: list[str] | None) -> None:
-    """Everything that the command line asks for."""
-    options = parse_arguments(argv)
-    device = choose_device(options.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # fastest for batches of 64, and the numbers do not depend on the number of cores
-    for seed in range(options.seed, options.seed + options.runs):
-        runs = []
-        for function in FUNCTIONS if options.function == "all" else (options.function,):
-            data = make_data(function, options.noise, seed, device)
-            heads = [head for head in ("fc", "spinal") if options.head in (head, "both")]
-            pair = [Run(function, head, seed, data, options, device) for head in heads]
-            unfinished = [run for run in pair if not run.finished]
-            for run in (run for run in pair if run.finished):
-                print(f"already finished: {run.log.path}")
-            if unfinished:
-                train_together(unfinished, options)
-            runs += pair
-        print_results(runs, options)
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 finished, 2 user's mistake, 130 Ctrl-C, 143 SIGTERM."""
-    return guarded(work, argv)
+    """Exit status: 0 finished, 2 user's mistake, 130 Ctrl-C."""
+    options = parse_arguments(argv)
+    try:
+        auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        options.device = torch.zeros(1, device=auto if options.device == "auto" else options.device).device
+        if options.device.type == "cpu":
+            torch.set_num_threads(1)  # more would only wait for each other
+        work(options)
+        return 0
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+# <<< shared: regression_options
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with the published values filled in."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = common_options(parser)
+    add("--function", choices=(*FUNCTIONS, "all"), default="all", help="default: all four")
+    add("--noise", choices=("column", "broadcast"), default="column", help="see above; default: column")
+    add("--protocol", choices=("published", "corrected"), default="published", help="see above; default: published")
+    add("--layers", type=int, metavar="N", help="hidden layers of the Spinal head; default: 6")
+    add("--width", type=int, metavar="N", help="neurons of each of them; default: 50")
+    options = checked(parser, argv, {"noise": "", "epochs": "e", "batch_size": "b", "learning_rate": "lr"})
+    if options.head == "fc" and (options.layers or options.width):
+        parser.error("--layers and --width belong to the Spinal head: choose --head spinal or both with them")
+    if options.noise == "broadcast" and options.protocol == "corrected":
+        parser.error("--noise broadcast is a slip that --protocol corrected mends: leave out one of the two")
+    return options
+
+
+def work(options: argparse.Namespace) -> None:
+    """Everything that the command line asks for."""
+    for seed in range(options.seed, options.seed + options.runs):
+        for function in FUNCTIONS if options.function == "all" else [options.function]:
+            for head in ("fc", "spinal") if options.head == "both" else [options.head]:
+                print(run(function, head, seed, options), flush=True)
 
 
 if __name__ == "__main__":
