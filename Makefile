@@ -1,21 +1,8 @@
-## Reproduces the tables of SpinalNet (arXiv 2007.03347). Each finished log of a run is a target, so make is the scheduler:
-## -j 4 runs four jobs at a time (on a CPU: OMP_NUM_THREADS=1 make -j 4 ..., so that they do not fight for its cores),
-## -k goes on past a failure, and a second call runs only what is missing.
-##
-## Settings, each as `make TARGET NAME=value`:
-##   RUNS=10      runs (seeds) of each row; the paper: ten
-##   DATA=data    folder for the data sets; they are downloaded once
-##   GPUS="0 1"   GPUs to use (default: all); with JOBS_PER_GPU=4 (default: 1) eight jobs run at a time, four on each
-##   LAUNCH=...   what stands before each script; default: the python of .venv. Cluster: LAUNCH="srun python"
-##   PYTHON=...   the python of tables and tests; default: that of .venv, which is made when it is needed
-##   ROWS=...     rows of `make status`, `failures` and `slurm`: what stands behind reproduce-, for instance mnist-family
-##   AT_ONCE=8    runs at a time: for the time left in `make status` (default: as many as run now), at most, for `slurm`
-##   SLURM_FLAGS="--partition=gpu --gpus=1 --time=24:00:00"   for sbatch
-##   DEMO_RUNS=2  runs of each row of Table I in the demo
-##
+##@ Reproduces the tables of SpinalNet (arXiv 2007.03347). Each finished log of a run is a target, so make is the scheduler:
+##@ -j 4 runs four jobs at a time (on a CPU: OMP_NUM_THREADS=1 make -j 4 ...), -k goes on past a failure, and a second call
+##@ runs only what is missing. Logs that ship in results/reference never count as yours.
 RUNS ?= 10
 DATA ?= data
-DEMO_RUNS ?= 2
 PYTHON3 ?= python3
 PYTHON ?= .venv/bin/python
 # Where there are GPUs, each job waits for a free place on one of them (tools/slot.py).
@@ -37,7 +24,7 @@ LAUNCH_READY := $(if $(filter .venv/%,$(LAUNCH)),.venv/.installed)
 # ---- Rows ------------------------------------------------------------------------------------------------------------------
 # $(call rows,GROUP,SCRIPT,NETWORK,HEADS,PROTOCOLS[,OPTIONS[,SEEDS]]): each head x protocol x option x seed is one log,
 # results/logs/<script>/<network>-<head>-<protocol>[-<option>]-s<seed>.jsonl (results/SCHEMA.md), made by reproduce-GROUP.
-# A new row of the paper is one more line in "The list"; a new group also gets a line in "Targets".
+# A new row of the paper is one more line in "The list"; a new group is also named in the help.
 
 GROUPS :=
 IMAGE_SCRIPTS :=
@@ -58,6 +45,8 @@ head_flags = --head $(if $(filter fc,$2),fc,spinal $(if $(filter arch2 mlp,$1),,
 size_flags = --layers $(word 1,$1) --width $(word 2,$1)
 $(foreach function,$(FUNCTIONS),$(eval FLAGS_$(function) := --function $(function)))
 FLAGS_broadcast := --noise broadcast
+FLAGS_bf16 := --precision bf16
+$(foreach p,0.0 0.25 0.5,$(eval FLAGS_drop$(p) := --fc-dropout $(p)))
 option_flags = $(foreach part,$(subst -, ,$1),$(FLAGS_$(part)))
 data_flags = $(if $(filter Regression/%,$1),,--data-dir $(DATA))
 command = $(strip $1 $(call network_flags,$2) $(call option_flags,$(option)) $(call head_flags,$2,$(head)) \
@@ -122,59 +111,58 @@ $(call other_rows,tl_monkey10,alexnet,spinal4x20)
 $(call other_rows,tl_monkey10,wide_resnet101_2,spinal4x20)
 $(call other_rows,tl_intel_image,wide_resnet101_2,spinal4x20)
 # In no table of the paper: the second architecture of the released scripts, two runs each
-$(call rows,arch2,MNIST/mnist.py,arch2,spinal26x30,published corrected,,$(wordlist 1,2,$(SEEDS)))
-$(call rows,arch2,MNIST/fashion_mnist.py,arch2,spinal26x300,published corrected,,$(wordlist 1,2,$(SEEDS)))
-$(call rows,arch2,MNIST/kmnist.py,arch2,spinal26x50,published corrected,,$(wordlist 1,2,$(SEEDS)))
-$(call rows,arch2,MNIST/qmnist.py,arch2,spinal26x50,published corrected,,$(wordlist 1,2,$(SEEDS)))
-$(call rows,arch2,EMNIST/emnist_digits.py,arch2,spinal26x50,published corrected,,$(wordlist 1,2,$(SEEDS)))
+ARCH2_SIZES := MNIST/arch2_mnist:26x30 MNIST/arch2_fashion_mnist:26x300 MNIST/arch2_kmnist:26x50 MNIST/arch2_qmnist:26x50 \
+    EMNIST/arch2_emnist_digits:26x50
+arch2_rows = $(call rows,arch2,$1.py,arch2,spinal$2,published corrected,,$(wordlist 1,2,$(SEEDS)))
+$(foreach pair,$(ARCH2_SIZES),$(call arch2_rows,$(word 1,$(subst :, ,$(pair))),$(word 2,$(subst :, ,$(pair)))))
+# In no table of the paper: equal dropout in both heads of the small CNN (published: 0.5 in the FC head, none in the Spinal head),
+# and bf16 beside fp32
+DROPOUT_SETS := mnist fashion_mnist
+$(foreach set,$(DROPOUT_SETS),$(call rows,dropout,MNIST/$(set).py,cnn,fc,published,drop0.0 drop0.25)\
+$(call rows,dropout,MNIST/$(set).py,cnn,spinal6x8 spinal6x10,published,drop0.25 drop0.5))
+$(foreach set,$(DROPOUT_SETS),$(call rows,bf16,MNIST/$(set).py,cnn,fc spinal6x8,published,bf16)\
+$(call rows,bf16,MNIST/$(set).py,vgg5,fc spinal4x128,published,bf16))
 
 $(foreach script,$(IMAGE_SCRIPTS),$(eval $(call data_rule,$(script))))
 
 # ---- Targets ---------------------------------------------------------------------------------------------------------------
 .PHONY: help
-help: ## this page
-	@awk '/^## ?/ { sub(/^## ?/, ""); print } \
-	      /^[a-z0-9_-]+:.*## / { target = $$0; sub(/:.*/, "", target); sub(/.*## /, ""); printf "  make %-26s %s\n", target, $$0 }' \
+help:
+	@awk '/^##@ / { sub(/^##@ /, ""); print } /^##- / { sub(/^##- /, ""); printf "\n%s\n", $$0 } /^##  / { sub(/^## /, ""); print } \
+	      /^[a-z0-9_-]+:.*## / { target = $$0; sub(/:.*/, "", target); sub(/.*## /, ""); printf "  make %-18s %s\n", target, $$0 }' \
 	      $(firstword $(MAKEFILE_LIST))
 
+##- Use
 # Two jobs at a time, each on one core: threads of two jobs that share a core wait for each other.
 ifeq ($(MAKECMDGOALS),demo)
 MAKEFLAGS += -j2
 endif
-.PHONY: demo demo-optdigits demo-published demo-corrected
-demo-optdigits demo-published demo-corrected: export OMP_NUM_THREADS = 1
-demo-optdigits: | $(LAUNCH_READY)
-	$(LAUNCH) MNIST/optdigits.py --network cnn --head both --runs 3 --results-dir demo --quiet
-demo-published demo-corrected: demo-%: | $(LAUNCH_READY)
-	$(LAUNCH) Regression/synthetic_regression.py --head both --protocol $* --runs $(DEMO_RUNS) --results-dir demo --quiet
-demo: ## first look: Table I and a small image set, a few minutes on two cores
-demo: demo-optdigits demo-published demo-corrected | $(PYTHON_READY)
-	$(PYTHON) results/aggregate.py --results-dir demo
-	@echo
-	@echo 'The demo ran each row of Table I $(DEMO_RUNS) times instead of ten, so its means scatter more than those in results/.'
-	@echo '  Table I               demo/tables/table1.md'
-	@echo '  handwritten digits    demo/tables/other_runs.md'
-	@echo '  figures               demo/figures/'
+.PHONY: demo demo-digits demo-functions
+demo-digits demo-functions: export OMP_NUM_THREADS = 1
+demo-digits: | $(LAUNCH_READY)
+	$(LAUNCH) MNIST/optdigits.py --network cnn --head both --runs 4 --results-dir demo --quiet
+demo-functions: | $(LAUNCH_READY)
+	$(LAUNCH) Regression/synthetic_regression.py --head both --runs 2 --results-dir demo --quiet
+demo: demo-digits demo-functions | $(PYTHON_READY) ## FC head against Spinal head in 3 minutes, without a download; everything goes to demo/
+	@$(PYTHON) tools/demo.py
 
-.PHONY: test check sync tables
-test: | $(PYTHON_READY) ## all tests
-	$(PYTHON) -m pytest -q tests
-check: ## is the text that the scripts share the same in all of them?
-	$(PYTHON3) tools/sync.py --check
-sync: ## copy shared text from its origin into all other scripts
-	$(PYTHON3) tools/sync.py
+.PHONY: test test-all
+test: | $(PYTHON_READY) ## the fast tests, offline: 5 minutes on two cores
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" tests
+test-all: | $(PYTHON_READY) ## all tests: also uv (wants a package index), Slurm (if installed), kills, 10,000 odd inputs
+	SPINALNET_UV=1 SPINALNET_FUZZ=10000 $(PYTHON) -m pytest -q tests
 
-# The list's rows by target. make starts what stands first first: longest first (results/tables/plan.csv), so that no long run
-# is left to the end.
-LONGEST := $(shell tail -n +2 results/tables/plan.csv 2>/dev/null | cut -d, -f1,2 | tr , /)
+# The list's rows by target. make starts what stands first first: longest first, so that no long run is left to the end.
+LONGEST := $(shell tail -n +2 results/reference/tables/plan.csv 2>/dev/null | cut -d, -f1,2 | tr , /)
 longest_first = $(foreach network,$(LONGEST),$(filter results/logs/$(network)-%,$1)) \
     $(filter-out $(LONGEST:%=results/logs/%-%),$1)
-PARTS_all := $(filter-out arch2 tl_other,$(GROUPS))
+PARTS_all := $(filter-out arch2 tl_other dropout bf16,$(GROUPS))
 PARTS_mnist-family := $(MNIST_FAMILY)
 PARTS_emnist-family := $(EMNIST_FAMILY)
+PARTS_cifar-family := $(CIFAR_FAMILY)
 PARTS_transfer := $(TRANSFER_FAMILY)
 $(foreach group,$(GROUPS),$(eval PARTS_$(group) := $(group)))
-TARGETS := all mnist-family emnist-family transfer $(GROUPS)
+TARGETS := all mnist-family emnist-family cifar-family transfer $(GROUPS)
 $(if $(filter-out $(TARGETS),$(ROWS)),$(error ROWS must be one of $(TARGETS), not '$(ROWS)'))
 runs_of = $(call longest_first,$(foreach part,$(PARTS_$1),$(LOGS_$(part))))
 # Without -j: as many jobs as there are places on the GPUs (one without GPUs).
@@ -184,96 +172,88 @@ JOBS = $(if $(or $(filter -j%,$(MAKEFLAGS)),$(filter 0,$(PLACES))),,-j$(PLACES))
 # A dry run of them says no more than what would run.
 DRY := $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
 
-.PHONY: $(TARGETS:%=reproduce-%) $(TARGETS:%=runs-%)
+.PHONY: $(TARGETS:%=reproduce-%) $(TARGETS:%=runs-%) reproduce-theory
 $(TARGETS:%=reproduce-%): reproduce-%:
 	+@status=0; $(MAKE) --no-print-directory $(JOBS) --keep-going runs-$* || status=$$?; $(if $(DRY),exit $$status; )\
 	$(if $(filter all,$*),$(MAKE) --no-print-directory tables || status=$$?; )\
 	$(MAKE) --no-print-directory --silent failures; exit $$status
 $(foreach target,$(TARGETS),$(eval runs-$(target): $(call runs_of,$(target))))
-reproduce-all: ## every row of the paper's tables that has a script
-reproduce-regression: ## Table I: four functions, minutes on a CPU
-reproduce-mnist-family: ## Table II: the four sets below
-reproduce-mnist: ## Table II: MNIST
-reproduce-fashion_mnist: ## Table II: Fashion-MNIST
-reproduce-kmnist: ## Table II: Kuzushiji-MNIST
-reproduce-qmnist: ## Table II: QMNIST
-reproduce-emnist-family: ## Table II: the three splits below, one download
-reproduce-emnist_digits: ## Table II: EMNIST digits
-reproduce-emnist_letters: ## Table II: EMNIST letters
-reproduce-emnist_balanced: ## Table II: EMNIST balanced
-reproduce-cifar10: ## Table II: CIFAR-10 from scratch (wants a GPU)
-reproduce-cifar100: ## Table II: CIFAR-100 from scratch (wants a GPU)
-reproduce-transfer: ## Table III: the ten sets below (wants GPUs)
-reproduce-tl_cifar10: ## Table III: CIFAR-10
-reproduce-tl_cifar100: ## Table III: CIFAR-100
-reproduce-tl_caltech101: ## Table III: Caltech-101
-reproduce-tl_bird225: ## Table III: Bird225 (data by hand)
-reproduce-tl_stanford_cars: ## Table III: Stanford Cars (data by hand)
-reproduce-tl_svhn: ## Table III: SVHN
-reproduce-tl_cinic10: ## Table III: CINIC-10 (data by hand)
-reproduce-tl_stl10: ## Table III: STL-10
-reproduce-tl_oxford_flowers102: ## Table III: Oxford 102 Flower
-reproduce-tl_fruits360: ## Table III: Fruits 360 (data by hand)
-reproduce-tl_other: ## not in the paper's tables: five more transfer sets, two runs each
-reproduce-arch2: ## not in the paper's tables: arch2 of the released scripts, two runs each
-
-.PHONY: reproduce-theory
-reproduce-theory: | $(LAUNCH_READY) ## the figure of the universal approximation, and the diabetes runs
+reproduce-all: ## every row of Tables I, II and III, ten runs each; then the tables. Or a part, reproduce-NAME:
+##      Table I      regression
+##      Table II     mnist-family (mnist fashion_mnist kmnist qmnist), emnist-family (emnist_digits emnist_letters
+##                   emnist_balanced), cifar-family (cifar10 cifar100)
+##      Table III    transfer (tl_cifar10 tl_cifar100 tl_caltech101 tl_bird225 tl_stanford_cars tl_svhn tl_cinic10
+##                   tl_stl10 tl_oxford_flowers102 tl_fruits360)
+##      no table     arch2, tl_other (released code, the paper's text), dropout, bf16, theory
+reproduce-theory: | $(LAUNCH_READY)
 	$(LAUNCH) Regression/universal_approximation.py
 	$(LAUNCH) Regression/tabular.py --demo diabetes --runs $(RUNS) --quiet
-
-tables: | $(PYTHON_READY) ## tables, figures and report from the finished logs
-	$(PYTHON) results/aggregate.py
-	$(PYTHON) tools/precision.py
-.PHONY: kill-test fuzz
-kill-test: | $(PYTHON_READY) ## kill runs of all families fifty times and compare their logs (results/robustness.md)
-	$(PYTHON) tools/kill_test.py --report results/robustness.md
-fuzz: | $(PYTHON_READY) ## 10,000 odd command lines a family, and 10,000 damaged logs
-	SPINALNET_FUZZ=10000 $(PYTHON) -m pytest -q tests/test_fuzz.py
-.PHONY: test-uv
-test-uv: | $(PYTHON_READY) ## each script with `uv run` from nothing, from a URL, and in a notebook (wants a package index)
-	SPINALNET_UV=1 $(PYTHON) -m pytest -q tests/test_uv.py
-.PHONY: bench costs verify
-costs: | $(PYTHON_READY) ## count and time every network of the tables (results/costs.csv)
-	$(PYTHON) tools/measure_costs.py
-.PHONY: samples
-samples: | $(PYTHON_READY) ## the figures that need data: augmented images, confusions of the best runs
-	$(PYTHON) tools/draw_samples.py --data-dir $(DATA)
-	$(PYTHON) tools/confusion.py --data-dir $(DATA)
-verify: | $(PYTHON_READY) ## LOG=results/logs/...: run it again and compare line by line
-	$(PYTHON) results/aggregate.py --verify $(LOG) --data-dir $(DATA)
-bench: | $(LAUNCH_READY) ## measure our speed against the published loop's on this machine (wants it idle; downloads MNIST)
-	$(LAUNCH) tools/bench.py --data-dir $(DATA)
 
 .PHONY: list status failures
 # A make of its own, which knows nothing of -n and -j.
 SELF := $(MAKE)
 LIST = MAKEFLAGS= RUNS='$(RUNS)' DATA='$(DATA)' ROWS='$(ROWS)' $(SELF) --no-print-directory --silent list
 LISTED = $(call longest_first,$(foreach group,$(or $(PARTS_$(ROWS)),$(GROUPS)),$(LOGS_$(group))))
-list: # a line for each run: group, log, the file that says that its data are there, command
-	@$(foreach log,$(LISTED),$(info $(GROUP_$(log))$(TAB)$(log)$(TAB)$(READY_$(log))$(TAB)$(COMMAND_$(log)))):
-status: ## what is done, running, failed, stopped and waiting, and the time left
+status: ## what is done, running, failed, stopped and waiting, and the time left; ROWS=NAME for a part
 	@$(LIST) | $(PYTHON3) tools/runs.py $(AT_ONCE:%=--at-once %)
 failures: ## the failed runs, each with its message and the command that repeats it
 	@$(LIST) | $(PYTHON3) tools/runs.py failures
+list: ## a line for each run: group, log, the file that says that its data are there, command
+	@$(foreach log,$(LISTED),$(info $(GROUP_$(log))$(TAB)$(log)$(TAB)$(READY_$(log))$(TAB)$(COMMAND_$(log)))):
 
 # Data are fetched first, here: nodes that compute often have no network. Each task has its GPU from Slurm, so no slot.py.
 .PHONY: slurm
 SLURM_ROWS = $(or $(ROWS),all)
 SLURM_DATA = $(sort $(foreach part,$(PARTS_$(SLURM_ROWS)),$(foreach log,$(LOGS_$(part)),$(if $(wildcard $(log)),,$(READY_$(log))))))
 slurm: ROWS := $(SLURM_ROWS)
-slurm: | $(PYTHON_READY) ## submit the missing runs to Slurm as job arrays: ROWS=mnist-family SLURM_FLAGS="--gpus=1"
+slurm: | $(PYTHON_READY) ## submit what is missing as job arrays: ROWS=mnist-family SLURM_FLAGS="--gpus=1 --time=24:00:00"
 	-@$(if $(SLURM_DATA),$(SELF) --no-print-directory --keep-going $(SLURM_DATA))
 	@$(LIST) | $(PYTHON3) tools/slurm.py --launch "$(if $(filter file,$(origin LAUNCH)),$(PYTHON),$(LAUNCH))" \
 	  --job "$(JOB)" --flags "$(SLURM_FLAGS)" $(AT_ONCE:%=--at-once %)
+.PHONY: gpu-first-hour
+gpu-first-hour: | $(PYTHON_READY) ## the first hour with a GPU: tests, bench, the rows worth most, 8 minutes a part; resumable
+	@$(PYTHON) tools/gpu_first_hour.py --data-dir $(DATA) $(PART)
 
+##- Report
+.PHONY: tables reference-report rerun bench costs samples
+tables: | $(PYTHON_READY) ## your results/logs beside the paper and the reference: results/tables/README.md
+	$(PYTHON) results/aggregate.py
+reference-report: | $(PYTHON_READY) ## results/reference: report, tables and figures from the logs that ship
+	$(PYTHON) results/aggregate.py --reference
+rerun: | $(PYTHON_READY) ## run reference logs again, in rerun/, and compare them line by line: LOGS="mnist/cnn"
+	$(PYTHON) tools/rerun.py run rerun --data $(DATA) --subset $(DATA)/subset $(LOGS)
+	$(PYTHON) tools/rerun.py compare rerun
+# What ships: BENCH=results
+BENCH ?= results/tables
+bench: | $(PYTHON_READY) ## our speed against the published loop's, on an idle machine: results/tables/bench.md
+	$(PYTHON) tools/bench.py --data-dir $(DATA) --output $(BENCH)
+costs: | $(PYTHON_READY) ## count and time every network of the tables: results/costs.csv
+	$(PYTHON) tools/measure_costs.py
+samples: | $(PYTHON_READY) ## the figure that needs data: images before and after augmentation
+	$(PYTHON) tools/draw_samples.py --data-dir $(DATA)
+
+##- Upkeep
+.PHONY: check sync kill-test clean clean-unfinished
+check: ## is the text that the scripts share the same in all of them?
+	$(PYTHON3) tools/sync.py --check
+sync: ## copy shared text from its origin into all other scripts
+	$(PYTHON3) tools/sync.py
+kill-test: | $(PYTHON_READY) ## kill short runs of every family fifty times and compare their logs: results/robustness.md
+	$(PYTHON) tools/kill_test.py --report results/robustness.md
 # Both print what they remove. Neither touches finished logs, data, demo/ or .venv.
-.PHONY: clean clean-unfinished
-clean: ## remove caches: __pycache__, .pytest_cache, .hypothesis
+clean: ## remove caches: __pycache__, .pytest_cache, .hypothesis, .ruff_cache
 	@find . \( -path ./.venv -o -path ./.git -o -path './$(DATA)' \) -prune -o -type d \
-	  \( -name __pycache__ -o -name .pytest_cache -o -name .hypothesis \) -prune -print -exec rm -rf {} +
-clean-unfinished: ## remove unfinished runs, which then start anew: checkpoints and .part logs; and notes of failures
-	@find results -type f \( -name '*.part' -o -name '*.pid' -o -path 'results/checkpoints/*' -o -path 'results/failed/*' \) -print -exec rm -f {} +
+	  \( -name __pycache__ -o -name .pytest_cache -o -name .hypothesis -o -name .ruff_cache \) -prune -print -exec rm -rf {} +
+clean-unfinished: ## remove unfinished runs, which then start anew, and notes of failures
+	@test ! -d results/logs || find results/logs -type f \( -name '*.part' -o -name '*.pt' -o -name '*.tmp' -o -name '*.running' \) \
+	  -print -exec rm -f {} +
+	@test ! -d results/failed || find results/failed -type f -name '*.json' -print -exec rm -f {} +
+
+##- Settings, each as `make TARGET NAME=value`
+##   RUNS=10      runs (seeds) of each row          DATA=data    folder of the data sets, each downloaded once
+##   GPUS="0 1"   GPUs to use (default: all), with JOBS_PER_GPU=4 (1) runs on each at a time
+##   LAUNCH=...   what stands before each script, for instance "srun python"; PYTHON=... the python of all else
+##   AT_ONCE=8    runs at a time: for the time left in `make status`, and at most in `make slurm`
 
 .venv/.installed: requirements.txt
 	@$(PYTHON3) -c 'import sys; sys.exit("error: set PYTHON3= to a python 3.11 or later" * (sys.version_info < (3, 11)) or 0)'

@@ -310,7 +310,7 @@ def run(head: str, seed: int, data: argparse.Namespace, options: argparse.Namesp
     provenance = dict(
         script_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], device=device.type,
         device_name=torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
-        threads=torch.get_num_threads(), versions={x.__name__: x.__version__ for x in (torch, torchvision)})
+        threads=torch.get_num_threads(), versions={x.__name__: str(x.__version__) for x in (torch, torchvision)})
     start = {
         "event": "start", "schema": 2, "script": SCRIPT, "run": name, "seed": seed, "settings": settings,
         "departures": sorted(options.departures), "parameters": sum(x.numel() for x in network.parameters()),

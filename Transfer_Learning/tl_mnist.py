@@ -252,8 +252,8 @@ def run(head: str, seed: int, data: argparse.Namespace, options: argparse.Namesp
     """Trains one network, or goes on with it, unless its log is there. Returns its result beside the paper's."""
     (layers, width, flavour), device, watched = recipe[head], options.device, "heldout" if data.heldout else "test"
     label, flavour = ("fc", "") if head == "fc" else (f"spinal{layers}x{width}", flavour)
-    name = "-".join([options.network, label, options.protocol, *options.departures.values(),
-                     *["data" + data.facts["sha256"][:8]] * (not data.facts["official"]), f"s{seed}"])
+    others = [*options.departures.values(), *["data" + data.facts["sha256"][:8]] * (not data.facts["official"])]
+    name = "-".join([options.network, label, options.protocol, *others, f"s{seed}"])
     path = options.results_dir / "logs" / SCRIPT / f"{name}.jsonl"
     part, checkpoint = path.with_suffix(".jsonl.part"), path.with_suffix(".pt")
     finished = path.exists() and not options.overwrite
@@ -277,8 +277,8 @@ def run(head: str, seed: int, data: argparse.Namespace, options: argparse.Namesp
     provenance = dict(
         script_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], device=device.type,
         device_name=torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
-        threads=torch.get_num_threads(), versions={x.__name__: x.__version__ for x in (torch, torchvision)},
-        processes=options.processes)
+        threads=torch.get_num_threads(), processes=options.processes,
+        versions={x.__name__: str(x.__version__) for x in (torch, torchvision)})
     called = [x for x in getattr(network, network.place).modules() if isinstance(x, nn.Linear)]
     start = {
         "event": "start", "schema": 2, "script": SCRIPT, "run": name, "seed": seed, "settings": settings,
@@ -343,13 +343,13 @@ def run(head: str, seed: int, data: argparse.Namespace, options: argparse.Namesp
             (folder := options.results_dir / "weights" / SCRIPT).mkdir(parents=True, exist_ok=True)
             torch.save(state["best_weights"], folder / checkpoint.name)
         os.replace(part, path)
-    checkpoint.unlink(missing_ok=True)
     first, *_, end = [json.loads(line) for line in path.read_text().splitlines()]
     if first["provenance"]["script_sha256"] != provenance["script_sha256"]:
         raise ValueError(f"{path} was made by another text of this script: run again with --overwrite")
+    checkpoint.unlink(missing_ok=True)
     titles, *rows = [[x.strip() for x in line.split("|")] for line in __doc__.splitlines() if line.startswith("|")]
     title = f"Spinal {layers} x {width}" if flavour else f"FC {width}, {width}" if layers else "FC output only"
-    paper = "".join(f"; {what}: {x}" for row in rows if row[1:3] == [options.network, title]
+    paper = "".join(f"; {what}: {x}" for row in rows if row[1:3] == [options.network, title] and not others
                     for what, x in zip(titles[3:-2], row[3:-2]))
     note = "; its new head is never called, both heads give this (Q1)" * recipe["head_ignored"]
     old = f"already finished {end['ended']} on {first['provenance']['device_name']} (--overwrite: again): " * finished

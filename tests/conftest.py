@@ -1,4 +1,5 @@
 """What several test files need: the scripts as modules, and real data where there are any."""
+
 import importlib.util
 import os
 import signal

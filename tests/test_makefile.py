@@ -1,11 +1,14 @@
-"""The Makefile: each row of the tables is one command for one log, finished logs are not made again, help tells the truth.
+"""The Makefile: each row of the tables is one command for one log, finished logs are not made again, help tells the
+truth.
 
 No test trains or installs: make only prints what it would do, or runs a stand-in for the scripts.
 """
+
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,23 +19,69 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONS = ("sum", "sinsum", "product", "sinproduct")
-SETS = {"mnist": "MNIST", "fashion_mnist": "MNIST", "kmnist": "MNIST", "qmnist": "MNIST",
-        "emnist_digits": "EMNIST", "emnist_letters": "EMNIST", "emnist_balanced": "EMNIST"}
+SETS = {
+    "mnist": "MNIST",
+    "fashion_mnist": "MNIST",
+    "kmnist": "MNIST",
+    "qmnist": "MNIST",
+    "emnist_digits": "EMNIST",
+    "emnist_letters": "EMNIST",
+    "emnist_balanced": "EMNIST",
+}
 HEADS = {"cnn": ("fc", "spinal6x8", "spinal6x10"), "vgg5": ("fc", "spinal4x128")}
-CIFAR = {"cifar10": {"vgg11": "4x1024", "vgg13": "4x1024", "vgg19": "4x512", "resnet18": "4x20 4x256", "resnet34": "4x256",
-                     "densenet": "8x16 8x64", "lenet": "6x20", "cnn": "4x128"},
-         "cifar100": {"vgg11": "4x1024", "vgg13": "4x1024", "vgg16": "4x512", "vgg19": "4x512", "resnet18": "4x128 4x512",
-                      "resnet34": "4x128 4x512", "cnn": "4x256"}}
+CIFAR = {
+    "cifar10": {
+        "vgg11": "4x1024",
+        "vgg13": "4x1024",
+        "vgg19": "4x512",
+        "resnet18": "4x20 4x256",
+        "resnet34": "4x256",
+        "densenet": "8x16 8x64",
+        "lenet": "6x20",
+        "cnn": "4x128",
+    },
+    "cifar100": {
+        "vgg11": "4x1024",
+        "vgg13": "4x1024",
+        "vgg16": "4x512",
+        "vgg19": "4x512",
+        "resnet18": "4x128 4x512",
+        "resnet34": "4x128 4x512",
+        "cnn": "4x256",
+    },
+}
 TABLE_II = [(name, folder, HEADS) for name, folder in SETS.items()] + [
-    (name, "CIFAR", {network: ("fc", *(f"spinal{size}" for size in sizes.split())) for network, sizes in networks.items()})
-    for name, networks in CIFAR.items()]
-TRANSFER = {"tl_cifar10": 20, "tl_cifar100": 512, "tl_caltech101": 101, "tl_bird225": 225, "tl_stanford_cars": 196, "tl_svhn": 20,
-            "tl_cinic10": 20, "tl_stl10": 20, "tl_oxford_flowers102": 101, "tl_fruits360": 131}
-TABLE_III = [(name, "Transfer_Learning", {"wide_resnet101_2": ("fc", f"spinal4x{width}"), "vgg19_bn": ("fc", "spinal4x1024")})
-             for name, width in TRANSFER.items()]
-TRANSFER_OTHER = [("tl_mnist", "vgg19_bn", "4x1024"), ("tl_fashion_mnist", "wide_resnet101_2", "4x1024"),
-                  ("tl_hymenoptera", "resnet18", "6x5"), ("tl_monkey10", "alexnet", "4x20"),
-                  ("tl_monkey10", "wide_resnet101_2", "4x20"), ("tl_intel_image", "wide_resnet101_2", "4x20")]
+    (
+        name,
+        "CIFAR",
+        {network: ("fc", *(f"spinal{size}" for size in sizes.split())) for network, sizes in networks.items()},
+    )
+    for name, networks in CIFAR.items()
+]
+TRANSFER = {
+    "tl_cifar10": 20,
+    "tl_cifar100": 512,
+    "tl_caltech101": 101,
+    "tl_bird225": 225,
+    "tl_stanford_cars": 196,
+    "tl_svhn": 20,
+    "tl_cinic10": 20,
+    "tl_stl10": 20,
+    "tl_oxford_flowers102": 101,
+    "tl_fruits360": 131,
+}
+TABLE_III = [
+    (name, "Transfer_Learning", {"wide_resnet101_2": ("fc", f"spinal4x{width}"), "vgg19_bn": ("fc", "spinal4x1024")})
+    for name, width in TRANSFER.items()
+]
+TRANSFER_OTHER = [
+    ("tl_mnist", "vgg19_bn", "4x1024"),
+    ("tl_fashion_mnist", "wide_resnet101_2", "4x1024"),
+    ("tl_hymenoptera", "resnet18", "6x5"),
+    ("tl_monkey10", "alexnet", "4x20"),
+    ("tl_monkey10", "wide_resnet101_2", "4x20"),
+    ("tl_intel_image", "wide_resnet101_2", "4x20"),
+]
 PROTOCOLS = ("published", "corrected")
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -46,9 +95,13 @@ def expected_runs(seeds: int) -> dict[str, str]:
             for head in ("fc", "spinal"):
                 label = "fc" if head == "fc" else "spinal6x50"
                 for protocol, noise in (("published", ""), ("corrected", ""), ("published", "broadcast")):
-                    log = f"synthetic_regression/mlp-{label}-{protocol}-{function}{noise and '-broadcast'}-s{seed}.jsonl"
-                    runs[log] = (f"Regression/synthetic_regression.py --function {function}{noise and ' --noise broadcast'} "
-                                 f"--head {head} --protocol {protocol} --seed {seed} --quiet")
+                    log = (
+                        f"synthetic_regression/mlp-{label}-{protocol}-{function}{noise and '-broadcast'}-s{seed}.jsonl"
+                    )
+                    runs[log] = (
+                        f"Regression/synthetic_regression.py --function {function}{noise and ' --noise broadcast'} "
+                        f"--head {head} --protocol {protocol} --seed {seed} --quiet"
+                    )
         for name, folder, heads in TABLE_II + TABLE_III:
             for network, labels in heads.items():
                 for label in labels:
@@ -56,13 +109,14 @@ def expected_runs(seeds: int) -> dict[str, str]:
                     for protocol in PROTOCOLS:
                         runs[f"{name}/{network}-{label}-{protocol}-s{seed}.jsonl"] = (
                             f"{folder}/{name}.py --network {network} --head {head} --protocol {protocol} --seed {seed} "
-                            "--data-dir data --quiet")
+                            "--data-dir data --quiet"
+                        )
     return {f"results/logs/{log}": command for log, command in runs.items()}
 
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in ("Makefile", "requirements.txt", "tools/job.py", "tools/runs.py", "results/tables/plan.csv"):
+    for name in ("Makefile", "requirements.txt", "tools/job.py", "tools/runs.py", "results/reference/tables/plan.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
@@ -70,10 +124,17 @@ def tree(tmp_path):
 
 def make(tree, *arguments: str, status: int = 0) -> str:
     """Output of make, standard error included, without the settings of the make that runs these tests."""
-    ours = ("MAKE", "MFLAGS", "RUNS", "DATA", "PYTHON", "LAUNCH", "DEMO_RUNS")
+    ours = ("MAKE", "MFLAGS", "RUNS", "DATA", "PYTHON", "LAUNCH")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    done = subprocess.run(["make", *arguments], cwd=tree, env=environment, text=True, timeout=60,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        ["make", *arguments],
+        cwd=tree,
+        env=environment,
+        text=True,
+        timeout=60,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == status, done.stdout
     return done.stdout
 
@@ -110,7 +171,8 @@ def test_ten_runs_are_the_default(tree):
 
 
 def test_no_log_has_two_rules(tree):
-    assert "warning" not in make(tree, "-n", "reproduce-all", "reproduce-arch2", "LAUNCH=launch", "PYTHON=python")
+    groups = [f"reproduce-{name}" for name in ("all", "arch2", "tl_other", "dropout", "bf16")]
+    assert "warning" not in make(tree, "-n", *groups, "LAUNCH=launch", "PYTHON=python")
 
 
 @pytest.mark.parametrize("log", list(expected_runs(4))[-64::7])
@@ -139,19 +201,33 @@ def test_newer_scripts_do_not_void_finished_runs(tree):
     assert "Nothing to be done for 'runs-all'" in make(tree, "-n", "reproduce-all", "RUNS=1")
 
 
-@pytest.mark.parametrize("target, part", [("regression", "Regression/"), *((name, f"{folder}/{name}.py") for name, folder in SETS.items()),
-                                          ("mnist-family", "MNIST/"), ("emnist-family", "EMNIST/"),
-                                          ("transfer", "Transfer_Learning/"), ("tl_stl10", "Transfer_Learning/tl_stl10.py")])
+@pytest.mark.parametrize(
+    "target, part",
+    [
+        ("regression", "Regression/"),
+        *((name, f"{folder}/{name}.py") for name, folder in SETS.items()),
+        ("mnist-family", "MNIST/"),
+        ("emnist-family", "EMNIST/"),
+        ("cifar-family", "CIFAR/"),
+        ("transfer", "Transfer_Learning/"),
+        ("tl_stl10", "Transfer_Learning/tl_stl10.py"),
+    ],
+)
 def test_family_targets_run_their_part(tree, target, part):
     expected = Counter(command for command in expected_runs(1).values() if command.startswith(part))
     assert expected and commands(tree, f"reproduce-{target}", "RUNS=1") == expected
 
 
 def test_arch2_stands_apart_with_two_runs(tree):
-    sizes = {"mnist": "26x30", "fashion_mnist": "26x300", "kmnist": "26x50", "qmnist": "26x50", "emnist_digits": "26x50"}
-    runs = {f"results/logs/{name}/arch2-spinal{size}-{protocol}-s{seed}.jsonl":
-            f"{SETS[name]}/{name}.py --network arch2 --head spinal --protocol {protocol} --seed {seed} --data-dir data --quiet"
-            for name, size in sizes.items() for protocol in PROTOCOLS for seed in range(2)}
+    sizes = {"mnist": "26x30", "fashion_mnist": "26x300"}
+    sizes |= dict.fromkeys(("kmnist", "qmnist", "emnist_digits"), "26x50")
+    runs = {
+        f"results/logs/arch2_{name}/arch2-spinal{size}-{protocol}-s{seed}.jsonl": f"{SETS[name]}/arch2_{name}.py "
+        f"--network arch2 --head spinal --protocol {protocol} --seed {seed} --data-dir data --quiet"
+        for name, size in sizes.items()
+        for protocol in PROTOCOLS
+        for seed in range(2)
+    }
     assert commands(tree, "reproduce-arch2") == Counter(runs.values())
     finish(tree, *runs)
     assert not commands(tree, "reproduce-arch2")
@@ -166,11 +242,38 @@ def test_transfer_sets_outside_the_tables_stand_apart_with_two_runs(tree):
             for protocol in PROTOCOLS:
                 for seed in range(2):
                     log = f"results/logs/{name}/{network}-{label.format(size=size)}-{protocol}-s{seed}.jsonl"
-                    runs[log] = (f"Transfer_Learning/{name}.py --network {network} --head {head.format(layers=layers, width=width)} "
-                                 f"--protocol {protocol} --seed {seed} --data-dir data --quiet")
+                    runs[log] = (
+                        f"Transfer_Learning/{name}.py --network {network} "
+                        f"--head {head.format(layers=layers, width=width)} "
+                        f"--protocol {protocol} --seed {seed} --data-dir data --quiet"
+                    )
     assert commands(tree, "reproduce-tl_other") == Counter(runs.values())
     finish(tree, *runs)
     assert not commands(tree, "reproduce-tl_other")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_dropout_and_precision_stand_apart(tree, name):
+    """Small CNN with the same dropout in both heads, and bf16 beside fp32: one flag and one part of the name each."""
+    spinal = [(f"spinal6x{width}", f"spinal --layers 6 --width {width}") for width in (8, 10)]
+    vgg = [("fc", "fc"), ("spinal4x128", "spinal --layers 4 --width 128")]
+    wanted = {
+        "dropout": [("cnn", "fc", "fc", f"drop{p}", f"--fc-dropout {p}") for p in (0.0, 0.25)]
+        + [("cnn", *head, f"drop{p}", f"--fc-dropout {p}") for head in spinal for p in (0.25, 0.5)],
+        "bf16": [("cnn", *head, "bf16", "--precision bf16") for head in (("fc", "fc"), spinal[0])]
+        + [("vgg5", *head, "bf16", "--precision bf16") for head in vgg],
+    }
+    for group, rows in wanted.items():
+        runs = {
+            f"results/logs/{name}/{network}-{label}-published-{part}-s{seed}.jsonl": f"MNIST/{name}.py "
+            f"--network {network} {flag} --head {head} --protocol published --seed {seed} --data-dir data --quiet"
+            for network, label, head, part, flag in rows
+            for seed in range(10)
+        }
+        found = commands(tree, f"reproduce-{group}")
+        assert Counter(command for command in found if f"/{name}.py" in command) == Counter(runs.values())
+        finish(tree, *runs)
+        assert not any(f"/{name}.py" in command for command in commands(tree, f"reproduce-{group}"))
 
 
 def test_settings_reach_the_commands(tree):
@@ -220,12 +323,16 @@ def stand_in(tree, *arguments: str, status: int = 0) -> list[str]:
 
 def test_jobs_in_parallel_fetch_the_data_once_and_a_second_call_runs_nothing(tree):
     calls = stand_in(tree, "-j4", "reproduce-mnist", "reproduce-regression", "RUNS=1")
-    expected = {command for command in expected_runs(1).values() if command.startswith(("Regression/", "MNIST/mnist.py"))}
+    expected = {
+        command for command in expected_runs(1).values() if command.startswith(("Regression/", "MNIST/mnist.py"))
+    }
     fetch = "MNIST/mnist.py --fetch-only --data-dir data"
     assert Counter(calls) == Counter([fetch, *expected])
     assert calls.index(fetch) < min(i for i, call in enumerate(calls) if call.startswith("MNIST/mnist.py --network"))
     assert stand_in(tree, "-j4", "reproduce-mnist", "reproduce-regression", "RUNS=1") == []
-    assert len(stand_in(tree, "-j4", "reproduce-mnist", "RUNS=2")) == 10, "more runs: only the new seeds, no second fetch"
+    assert len(stand_in(tree, "-j4", "reproduce-mnist", "RUNS=2")) == 10, (
+        "more runs: only the new seeds, no second fetch"
+    )
 
 
 def test_failed_runs_stop_nothing_are_summed_up_and_are_repeated(tree, monkeypatch):
@@ -255,27 +362,64 @@ def test_a_stopped_run_did_not_fail(tree, monkeypatch, status, failed):
     assert len(list((tree / "results/failed").rglob("*.json"))) == failed
 
 
-@pytest.mark.parametrize("settings, jobs", [(("GPUS=0 1", "JOBS_PER_GPU=3"), "-j6"), (("GPUS=0,5",), "-j2"), (("GPUS=",), None),
-                                            (("GPUS=0 1", "-j5"), None)])
+@pytest.mark.parametrize(
+    "settings, jobs",
+    [(("GPUS=0 1", "JOBS_PER_GPU=3"), "-j6"), (("GPUS=0,5",), "-j2"), (("GPUS=",), None), (("GPUS=0 1", "-j5"), None)],
+)
 def test_without_j_there_are_as_many_jobs_as_places_on_gpus(tree, settings, jobs):
-    (line,) = [line for line in make(tree, "-n", "reproduce-mnist", "RUNS=1", "LAUNCH=x", *settings).splitlines() if "runs-mnist" in line
-               and "status=0" in line]
+    (line,) = [
+        line
+        for line in make(tree, "-n", "reproduce-mnist", "RUNS=1", "LAUNCH=x", *settings).splitlines()
+        if "runs-mnist" in line and "status=0" in line
+    ]
     assert re.findall(r"-j\d*", line) == ([jobs] if jobs else [])
 
 
+def job(log, *command, **keywords) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, ROOT / "tools/job.py", log, *command], text=True, **keywords)
+
+
 def test_signals_reach_the_run_and_are_no_failure(tmp_path):
-    wait = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
-    job = subprocess.Popen([sys.executable, ROOT / "tools/job.py", tmp_path / "logs/x/a.jsonl", sys.executable, "-c", wait],
-                           stdout=subprocess.PIPE)
-    assert job.stdout.readline() == b"up\n"
-    job.terminate()
-    assert job.wait(20) == 143 and not list(tmp_path.iterdir())
+    log = tmp_path / "logs/x/a.jsonl"
+    wait = job(
+        log, sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)", stdout=subprocess.PIPE
+    )
+    assert wait.stdout.readline() == "up\n"
+    assert log.with_suffix(".running").read_text() == f"process {wait.pid} on {os.uname().nodename}\n"
+    wait.terminate()
+    assert wait.wait(20) == 143 and not list(log.parent.iterdir()) and not (tmp_path / "failed").exists()
+
+
+def test_a_second_job_for_a_run_is_refused_while_the_first_or_its_command_lives(tmp_path):
+    log = tmp_path / "logs/x/a.jsonl"
+    first = job(log, "bash", "-c", "echo $$; exec sleep 60", stdout=subprocess.PIPE)
+    command = int(first.stdout.readline())
+    for owner in ("job", "command"):
+        second = job(log, "touch", tmp_path / "ran", stderr=subprocess.PIPE)
+        assert second.communicate(timeout=20)[1] == (
+            f"error: process {first.pid} on {os.uname().nodename} runs {log} already\n"
+        ), owner
+        assert second.returncode == 2 and not (tmp_path / "ran").exists() and not (tmp_path / "failed").exists()
+        if owner == "job":
+            first.kill()  # the command goes on alone
+            first.wait()
+    os.kill(command, signal.SIGKILL)
+    assert (
+        job(log, "touch", tmp_path / "ran").wait(20) == 0
+        and (tmp_path / "ran").exists()
+        and not list(log.parent.iterdir())
+    )
 
 
 def test_a_killed_run_says_so_and_a_command_that_is_none_too(tmp_path):
-    for command, status, reason in ((["bash", "-c", "kill -9 $$"], 137, "ended by SIGKILL (too little memory?)"),
-                                    (["/nowhere"], 127, "/nowhere cannot be run (No such file or directory)")):
-        assert subprocess.run([sys.executable, ROOT / "tools/job.py", tmp_path / "logs/x/a.jsonl", *command]).returncode == status
+    for command, status, reason in (
+        (["bash", "-c", "kill -9 $$"], 137, "ended by SIGKILL (too little memory?)"),
+        (["/nowhere"], 127, "/nowhere cannot be run (No such file or directory)"),
+    ):
+        assert (
+            subprocess.run([sys.executable, ROOT / "tools/job.py", tmp_path / "logs/x/a.jsonl", *command]).returncode
+            == status
+        )
         record = json.loads((tmp_path / "failed/x/a.json").read_text())
         assert (record["status"], record["reason"], record["command"]) == (status, reason, command)
 
@@ -283,17 +427,27 @@ def test_a_killed_run_says_so_and_a_command_that_is_none_too(tmp_path):
 def test_longest_runs_start_first(tree):
     order = [re.search(r"(\w+)\.py --network (\w+)", command) for command in in_order(tree, "reproduce-all", "RUNS=2")]
     networks = list(dict.fromkeys(match.groups() for match in order if match))
-    plan = [tuple(line.split(",")[:2]) for line in (ROOT / "results/tables/plan.csv").read_text().splitlines()[1:]]
+    plan = [
+        tuple(line.split(",")[:2]) for line in (ROOT / "results/reference/tables/plan.csv").read_text().splitlines()[1:]
+    ]
     assert networks[: len(plan)] == plan, "rows without a known length come last"
-    pflop = [float(line.split(",")[3]) for line in (ROOT / "results/tables/plan.csv").read_text().splitlines()[1:]]
+    pflop = [
+        float(line.split(",")[3]) for line in (ROOT / "results/reference/tables/plan.csv").read_text().splitlines()[1:]
+    ]
     assert pflop == sorted(pflop, reverse=True) and len(pflop) > 40
-    (tree / "results/tables/plan.csv").unlink()
+    (tree / "results/reference/tables/plan.csv").unlink()
     assert commands(tree, "reproduce-all", "RUNS=1") == Counter(expected_runs(1).values())
 
 
-def started(device="GPU A", epochs=8, when="2026-01-01T00:00:00Z", **more) -> dict:
-    return {"event": "start", "settings": {"epochs": epochs, "limit": None}, "departures": [], "data": {"official": True},
-            "provenance": {"device_name": device, "started": when}, **more}
+def started(device="GPU A", epochs=8, **more) -> dict:
+    return {
+        "event": "start",
+        "settings": {"epochs": epochs, "limit": None},
+        "departures": [],
+        "data": {"official": True},
+        "provenance": {"device_name": device},
+        **more,
+    }
 
 
 def write_log(tree, name: str, start: dict, *seconds: float) -> Path:
@@ -310,46 +464,82 @@ def overview(tree, *arguments: str) -> dict[str, list[str]]:
 
 
 def test_status_tells_done_running_stopped_and_waiting_apart(tree):
-    logs = [log for log in expected_runs(2) if "/kmnist/" in log]
-    finish(tree, *logs[:3], logs[0] + ".part", logs[3] + ".part", *(log + ".part" for log in logs[4:8]))
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    ours = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "MNIST/kmnist.py"])
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    here = os.uname().nodename
-    for log, owner in zip(logs[4:8], (f"{ours.pid} on {here}", f"{gone.pid} on {here}", f"{stranger.pid} on {here}", "1 on elsewhere")):
-        (tree / log).with_suffix(".pid").write_text(owner + "\n")
+    """Of unfinished runs, those of jobs here by their lock; the others by the age of what is written."""
+    logs = [tree / log for log in expected_runs(2) if "/kmnist/" in log]
+    finish(tree, *(str(log.relative_to(tree)) for log in logs[:3]))
+    unfinished = dict(zip(("job", "dead job", "by hand", "old", "elsewhere", "long ago elsewhere"), logs[3:]))
+    for kind, log in unfinished.items():
+        log.with_name(f"{log.name}.part").write_text("")
+        if "elsewhere" in kind:
+            log.with_suffix(".running").write_text("process 1 on elsewhere\n")
+    unfinished["dead job"].with_suffix(".running").write_text(f"process 1 on {os.uname().nodename}\n")
+    old = time.time() - 700
+    for kind in ("old", "elsewhere", "job"):
+        os.utime(unfinished[kind].with_name(f"{unfinished[kind].name}.part"), (old, old))
+    for name in (
+        f"{unfinished['long ago elsewhere'].name}.part",
+        unfinished["long ago elsewhere"].with_suffix(".running").name,
+    ):
+        os.utime(logs[0].parent / name, (old - 3600, old - 3600))
+    sleep = [sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"]
+    job = subprocess.Popen([sys.executable, ROOT / "tools/job.py", unfinished["job"], *sleep], stdout=subprocess.PIPE)
+    job.stdout.readline()
     try:
         rows = overview(tree, "RUNS=2")
-        assert rows["reproduce-kmnist"][:5] == ["3", "2", "0", "3", "12"], "ours and the one elsewhere, which wrote just now"
+        assert rows["reproduce-kmnist"][:5] == ["3", "3", "0", "3", "11"], "job, by hand, elsewhere are running"
         assert rows["reproduce-regression"][:5] == ["0", "0", "0", "0", "48"]
-        old = time.time() - 3700
-        os.utime(tree / (logs[7] + ".part"), (old, old))
-        assert overview(tree, "RUNS=2")["reproduce-kmnist"][:5] == ["3", "1", "0", "4", "12"]
+        running = set(re.findall(r"^  kmnist/(\S+): epoch", make(tree, "status", "RUNS=2"), re.MULTILINE))
+        assert running == {unfinished[kind].stem for kind in ("job", "by hand", "elsewhere")}
     finally:
-        stranger.kill()
-        ours.kill()
+        job.terminate()
+        job.wait(20)
+    assert overview(tree, "RUNS=2")["reproduce-kmnist"][:5] == ["3", "2", "0", "4", "11"]
+
+
+def test_status_says_what_needs_a_gpu(tree):
+    """On a CPU, runs of more than half a day are named and not added up; on a GPU they are."""
+    for device, name in (("cpu", "A CPU"), ("cuda", "A GPU")):
+        start = started(name)
+        start["provenance"]["device"] = device
+        write_log(tree, "mnist/cnn-fc-published-s0.jsonl", start, *[10.0] * 8)
+        plan = "script,network,epochs,pflop\nmnist,vgg5,150,6\nmnist,cnn,8,0.002\nkmnist,vgg5,200,8\n"
+        (tree / "results/reference/tables/plan.csv").write_text(plan)
+        rows = overview(tree, "RUNS=1")
+        # 5 runs of 80 s; 4 of 240,000 s
+        wanted = {"cpu": ("7 min + GPU", "needs a GPU"), "cuda": ("~11 d", ">15 d")}[device]
+        assert (rows["reproduce-mnist"][5], rows["reproduce-kmnist"][5]) == wanted, rows
 
 
 def test_time_left_is_worked_out_by_hand(tree):
     """MNIST's CNN: 10 and 12 s an epoch of 8, so 11; 3 heads x 2 protocols x 2 seeds = 12 runs."""
     write_log(tree, "mnist/cnn-fc-published-s0.jsonl", started(), *[10.0] * 8)
-    write_log(tree, "mnist/cnn-fc-published-s1.jsonl", started("GPU B", when="2025-01-01T00:00:00Z"), *[99.0] * 8)  # an older device
-    part = write_log(tree, "mnist/cnn-spinal6x8-published-s0.jsonl.part", started(), 12.0, 12.0, 14.0)
-    (part.parent / "cnn-spinal6x8-published-s0.pid").write_text("7 on elsewhere\n")
-    (tree / "results/tables/plan.csv").write_text("script,network,epochs,pflop\nmnist,vgg5,150,6\nmnist,cnn,8,0.002\nkmnist,cnn,8,0.004\n")
+    older = write_log(tree, "mnist/cnn-fc-published-s1.jsonl", started("GPU B"), *[99.0] * 8)
+    os.utime(older, (1e9, 1e9))  # on a device that is used no more
+    write_log(tree, "mnist/cnn-spinal6x8-published-s0.jsonl.part", started(), 12.0, 12.0, 14.0)
+    (tree / "results/reference/tables/plan.csv").write_text(
+        "script,network,epochs,pflop\nmnist,vgg5,150,6\nmnist,cnn,8,0.002\nkmnist,cnn,8,0.004\n"
+    )
     rows = overview(tree, "RUNS=2")
-    assert rows["reproduce-kmnist"][5] == ">35 min", "12 runs of twice the work of 88 s, 2112 s; VGG-5's work is unknown"
-    (tree / "results/tables/plan.csv").write_text("script,network,epochs,pflop\nmnist,cnn,8,0.002\nmnist,vgg5,150,0.001\n")
+    assert rows["reproduce-kmnist"][5] == ">35 min", (
+        "12 runs of twice the work of 88 s, 2112 s; VGG-5's work is unknown"
+    )
+    (tree / "results/reference/tables/plan.csv").write_text(
+        "script,network,epochs,pflop\nmnist,cnn,8,0.002\nmnist,vgg5,150,0.001\n"
+    )
     # 9 waiting runs of 88 s, 5 epochs of 12 s: 852 s; 8 runs of VGG-5 of half the work: 352 s
     assert overview(tree, "RUNS=2")["reproduce-mnist"][5] == "~20 min"
     assert overview(tree, "RUNS=2", "AT_ONCE=2")["reproduce-mnist"][5] == "~10 min"
     # 6,000 of 60,000 images in 3 s an epoch: 30 s, 150 epochs: 4,500 s x 8 runs + 852 s
-    limited = started(settings={"epochs": 2, "limit": 6000}, departures=["epochs", "limit"],
-                      data={"official": True, "complete_train": 60_000, "train": 5_500, "heldout": 500})
+    limited = started(
+        settings={"epochs": 2, "limit": 6000},
+        departures=["epochs", "limit"],
+        data={"official": True, "complete_train": 60_000, "train": 5_500, "heldout": 500},
+    )
     write_log(tree, "mnist/vgg5-fc-published-e2-limit6000-s0.jsonl", limited, 3.0, 3.0)
     assert overview(tree, "RUNS=2")["reproduce-mnist"][5] == "10.2 h"
-    assert "running:\n  mnist/cnn-spinal6x8-published-s0: epoch 4 of 8, 12 s an epoch, 60 s left\n" in make(tree, "status", "RUNS=2")
+    assert "running:\n  mnist/cnn-spinal6x8-published-s0: epoch 4 of 8, 12 s an epoch, 60 s left\n" in make(
+        tree, "status", "RUNS=2"
+    )
 
 
 def test_list_is_refused_when_it_is_none():
@@ -358,9 +548,21 @@ def test_list_is_refused_when_it_is_none():
 
 
 def test_clean_keeps_logs_and_data_and_names_what_it_removes(tree):
-    kept = ["results/logs/mnist/a.jsonl", "data/MNIST/raw", "demo/logs/x/b.jsonl", "data/__pycache__/c", ".venv/__pycache__/c"]
-    unfinished = ["results/logs/mnist/d.jsonl.part", "results/checkpoints/mnist/d.pt", "results/failed/mnist/d.json"]
-    caches = ["tests/__pycache__/e.pyc", ".pytest_cache/f", ".hypothesis/g"]
+    kept = [
+        "results/logs/mnist/a.jsonl",
+        "data/MNIST/raw",
+        "demo/logs/x/b.jsonl",
+        "data/__pycache__/c",
+        ".venv/__pycache__/c",
+    ]
+    kept += ["results/reference/logs/mnist/a.jsonl", "results/weights/mnist/a.pt"]
+    unfinished = [
+        "results/logs/mnist/d.jsonl.part",
+        "results/logs/mnist/d.pt",
+        "results/logs/mnist/d.running",
+        "results/failed/mnist/d.json",
+    ]
+    caches = ["tests/__pycache__/e.pyc", ".pytest_cache/f", ".hypothesis/g", ".ruff_cache/h"]
     finish(tree, *kept, *unfinished, *caches)
     output = make(tree, "clean")
     assert not any((tree / name).exists() for name in caches) and "tests/__pycache__" in output
@@ -375,14 +577,30 @@ def public_targets() -> list[str]:
     return re.findall(r"^([a-z0-9_-]+):.*## ", text, re.MULTILINE)
 
 
-def test_make_alone_prints_help_with_every_public_target(tree):
+def test_make_alone_prints_one_screen_with_every_public_target(tree):
     output = make(tree)
-    assert output == make(tree, "help")
-    wanted = {"demo", "test", "tables", "sync", "check", "status", "clean", "reproduce-all", "reproduce-regression",
-              "reproduce-mnist-family", "reproduce-transfer",
-              *(f"reproduce-{name}" for name in (*SETS, *CIFAR, *TRANSFER))}
+    assert output == make(tree, "help") and output.count("\n") <= 45
+    wanted = {
+        "demo",
+        "test",
+        "test-all",
+        "reproduce-all",
+        "status",
+        "failures",
+        "list",
+        "slurm",
+        "tables",
+        "reference-report",
+        "rerun",
+        "bench",
+        "sync",
+        "check",
+        "clean",
+        "gpu-first-hour",
+        "kill-test",
+    }
     assert wanted <= set(public_targets()) == set(re.findall(r"^  make ([a-z0-9_-]+) ", output, re.MULTILINE))
-    assert all(name in output for name in ("RUNS=10", "DATA=data", "LAUNCH=", "DEMO_RUNS=2"))
+    assert all(name in output for name in ("RUNS=10", "DATA=data", "LAUNCH=", "JOBS_PER_GPU="))
 
 
 @pytest.mark.parametrize("target", public_targets())
@@ -390,21 +608,31 @@ def test_target_of_help_exists_and_needs_no_environment_when_a_python_is_given(t
     assert ".venv/bin" not in make(tree, "-n", target, "RUNS=1", "LAUNCH=launch", "PYTHON=python")
 
 
-def test_every_group_of_rows_has_a_line_in_help(tree):
-    groups = {name for name in overview(tree, "RUNS=1") if name.startswith("reproduce-")}
-    assert len(groups) > 20 and groups <= set(public_targets())
+def test_every_group_of_rows_is_named_in_help(tree):
+    groups = {name.removeprefix("reproduce-") for name in overview(tree, "RUNS=1") if name.startswith("reproduce-")}
+    assert len(groups) > 20 and groups <= set(re.findall(r"[a-z0-9_]+", make(tree)))
 
 
 def test_environment_is_made_where_its_python_is_used(tree):
     for target in ("test", "tables", "demo", "reproduce-regression"):
         lines = make(tree, "-n", target, "RUNS=1").splitlines()
-        assert sum("-m venv .venv" in line for line in lines) == sum("-r requirements.txt" in line for line in lines) == 1
+        assert (
+            sum("-m venv .venv" in line for line in lines) == sum("-r requirements.txt" in line for line in lines) == 1
+        )
+
+
+def test_tests_are_the_fast_ones_or_all(tree):
+    assert 'pytest -q -n 2 --dist loadfile -m "not slow" tests' in make(tree, "-n", "test", "PYTHON=python")
+    everything = make(tree, "-n", "test-all", "PYTHON=python")
+    assert "SPINALNET_UV=1" in everything and "SPINALNET_FUZZ=10000" in everything and "not slow" not in everything
 
 
 def test_demo_keeps_to_its_own_folder(tree):
     lines = make(tree, "-n", "demo", "LAUNCH=launch", "PYTHON=python").splitlines()
-    regression = "launch Regression/synthetic_regression.py --head both --protocol {} --runs 2 --results-dir demo --quiet"
-    assert Counter(line for line in lines if line.startswith(("launch ", "python "))) == Counter([
-        *(regression.format(protocol) for protocol in PROTOCOLS),
-        "launch MNIST/optdigits.py --network cnn --head both --runs 3 --results-dir demo --quiet",
-        "python results/aggregate.py --results-dir demo"])
+    assert Counter(line for line in lines if line.startswith(("launch ", "python "))) == Counter(
+        [
+            "launch Regression/synthetic_regression.py --head both --runs 2 --results-dir demo --quiet",
+            "launch MNIST/optdigits.py --network cnn --head both --runs 4 --results-dir demo --quiet",
+            "python tools/demo.py",
+        ]
+    )

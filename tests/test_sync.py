@@ -1,4 +1,5 @@
-"""tools/sync.py: the shared text of the scripts is equal, and the tool that keeps it so finds, names and mends differences."""
+"""tools/sync.py: the shared text of the scripts is equal, and differences are found, named and mended."""
+
 import os
 import sys
 from pathlib import Path
@@ -53,10 +54,15 @@ def test_equal_copies_pass(tree, capsys):
     assert "6 shared blocks in 3 scripts: all equal" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("old, new, line", [
-    ("return 1", "return 2", 4), ("def train", "def brain", 10), ("# Größe", "# Grösse", 6),
-    ("train (origin MNIST/mnist.py; edit", "train (origin MNIST/mnist.py; Edit", 9),
-])
+@pytest.mark.parametrize(
+    "old, new, line",
+    [
+        ("return 1", "return 2", 4),
+        ("def train", "def brain", 10),
+        ("# Größe", "# Grösse", 6),
+        ("train (origin MNIST/mnist.py; edit", "train (origin MNIST/mnist.py; Edit", 9),
+    ],
+)
 def test_each_changed_character_is_one_finding_and_is_mended_to_the_byte(tree, capsys, old, new, line):
     before = contents(tree)
     for name in COPIES:
@@ -67,7 +73,7 @@ def test_each_changed_character_is_one_finding_and_is_mended_to_the_byte(tree, c
     assert contents(tree) == changed, "--check changes nothing"
     assert len(findings) == 2
     for name in COPIES:
-        finding, = (text for text in findings if text.startswith(f"{name}:{line}: "))
+        (finding,) = (text for text in findings if text.startswith(f"{name}:{line}: "))
         assert f"{ORIGIN}:{line}" in finding and "python tools/sync.py" in finding
         assert new in finding and old in finding
     assert run(tree) == 0
@@ -122,18 +128,26 @@ def test_failed_write_leaves_the_old_file_and_no_other(tree, monkeypatch, capsys
     assert contents(tree) == before and "disk full" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, old, new, message", [
-    (COPIES[1], "# <<< shared: train\n", "", "Regression/other.py:9: block train has no end"),
-    (COPIES[1], TRAIN.splitlines()[0], "#", "Regression/other.py:12: block train ends without a beginning"),
-    (COPIES[1], "# <<< shared: data\n", "", "Regression/other.py:8: block train begins inside block data"),
-    (COPIES[1], "# <<< shared: data", "# <<< shared: date", "block date ends where block data is open"),
-    (COPIES[1], TRAIN, TRAIN + DATA, "Regression/other.py:13: block data is here twice, first in line 2"),
-    (COPIES[1], "# end", block("new", origin="MNIST/none.py"), "origin MNIST/none.py, which is no script"),
-    (COPIES[1], "# end", block("new", origin=ORIGIN), "origin MNIST/mnist.py, which has no such block"),
-    (COPIES[1], "train (origin MNIST/mnist.py", "train (origin MNIST/kmnist.py", "origin MNIST/kmnist.py, but MNIST/mnist.py"),
-    (COPIES[1], "# >>> shared: train (", "#  >>> shared train (", "Regression/other.py:9: not a fence"),
-    (COPIES[0], TRAIN, "", "MNIST/kmnist.py:1: block train of MNIST/mnist.py is missing"),
-])
+@pytest.mark.parametrize(
+    "name, old, new, message",
+    [
+        (COPIES[1], "# <<< shared: train\n", "", "Regression/other.py:9: block train has no end"),
+        (COPIES[1], TRAIN.splitlines()[0], "#", "Regression/other.py:12: block train ends without a beginning"),
+        (COPIES[1], "# <<< shared: data\n", "", "Regression/other.py:8: block train begins inside block data"),
+        (COPIES[1], "# <<< shared: data", "# <<< shared: date", "block date ends where block data is open"),
+        (COPIES[1], TRAIN, TRAIN + DATA, "Regression/other.py:13: block data is here twice, first in line 2"),
+        (COPIES[1], "# end", block("new", origin="MNIST/none.py"), "origin MNIST/none.py, which is no script"),
+        (COPIES[1], "# end", block("new", origin=ORIGIN), "origin MNIST/mnist.py, which has no such block"),
+        (
+            COPIES[1],
+            "train (origin MNIST/mnist.py",
+            "train (origin MNIST/kmnist.py",
+            "origin MNIST/kmnist.py, but MNIST/mnist.py",
+        ),
+        (COPIES[1], "# >>> shared: train (", "#  >>> shared train (", "Regression/other.py:9: not a fence"),
+        (COPIES[0], TRAIN, "", "MNIST/kmnist.py:1: block train of MNIST/mnist.py is missing"),
+    ],
+)
 def test_nonsense_is_named_and_nothing_is_written(tree, capsys, name, old, new, message):
     change(tree / ORIGIN, "return 1", "return 2")  # there would be something to copy
     change(tree / name, old, new)

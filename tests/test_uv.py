@@ -1,7 +1,9 @@
-"""Each script with `uv run` from nothing, as a file and from a URL, and README's notebook cell in a Jupyter kernel: make test-uv.
+"""Each script with `uv run` from nothing, as a file and from a URL, and README's notebook cell in a Jupyter kernel:
+make test-all.
 
 It needs a package index and some gigabytes, so it runs only when SPINALNET_UV=1 says so.
 """
+
 import functools
 import http.server
 import json
@@ -14,27 +16,46 @@ import textwrap
 import threading
 
 import pytest
+
 from conftest import ROOT
 
-pytestmark = pytest.mark.skipif(os.environ.get("SPINALNET_UV") != "1", reason="installs from a package index: make test-uv")
-SCRIPTS = sorted(path.relative_to(ROOT) for folder in ("MNIST", "EMNIST", "CIFAR", "Regression", "Transfer_Learning")
-                 for path in (ROOT / folder).glob("*.py"))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.environ.get("SPINALNET_UV") != "1", reason="wants a package index"),
+]
+SCRIPTS = sorted(
+    path.relative_to(ROOT)
+    for folder in ("MNIST", "EMNIST", "CIFAR", "Regression", "Transfer_Learning")
+    for path in (ROOT / folder).glob("*.py")
+)
 SHORT = "--epochs 1 --head spinal --quiet".split()
-CELLS = re.search(r"<!-- notebook -->\n(.*?)\n<!-- end -->", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+CELLS = re.search(
+    r"<!-- notebook -->\n(.*?)\n<!-- end -->", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+)[1]
 
 
 @pytest.fixture(scope="module")
 def uv(tmp_path_factory):
-    """Runs uv, which is installed in a folder of its own, with the cache that uv always has; returns the finished process."""
+    """Runs uv, installed in a folder of its own, with the cache that uv always has; returns the finished process."""
     place = tmp_path_factory.mktemp("uv")
     subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
     subprocess.run([place / "venv/bin/pip", "install", "-q", "uv"], check=True, capture_output=True)
     hidden = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"UV_LINK_MODE": "hardlink"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {
+        "UV_LINK_MODE": "hardlink"
+    }
 
     def run(*arguments, **keywords):
-        return subprocess.run([place / "venv/bin/uv", *arguments], env=environment, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=1200, **keywords)
+        return subprocess.run(
+            [place / "venv/bin/uv", *arguments],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=1200,
+            **keywords,
+        )
+
     return run
 
 
@@ -70,17 +91,28 @@ def test_the_cells_of_the_readme_run_in_a_notebook(uv, tmp_path):
     assert len(cells) == 2
     shutil.copy(ROOT / "MNIST/optdigits.py", tmp_path)
     (tmp_path / "cells.json").write_text(json.dumps(cells))
-    (tmp_path / "play.py").write_text(textwrap.dedent('''
+    (tmp_path / "play.py").write_text(
+        textwrap.dedent("""
         import json, nbformat, nbclient
-        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in json.load(open("cells.json"))])
+        cells = [nbformat.v4.new_code_cell(cell) for cell in json.load(open("cells.json"))]
+        book = nbformat.v4.new_notebook(cells=cells)
         nbclient.NotebookClient(book, timeout=600, kernel_name="python3").execute()
         for cell in book.cells:
             for output in cell.outputs:
                 print(output.output_type, output.get("text") or output.get("data", {}).get("text/plain"))
-    '''))
-    done = uv("run", "--no-project", *(f"--with={name}" for name in
-              "nbclient nbformat ipykernel torch torchvision numpy tqdm scikit-learn pip".split()), "play.py", cwd=tmp_path)
+    """)
+    )
+    done = uv(
+        "run",
+        "--no-project",
+        *(
+            f"--with={name}"
+            for name in "nbclient nbformat ipykernel torch torchvision numpy tqdm scikit-learn pip".split()
+        ),
+        "play.py",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout
-    assert "optical digits cnn FC" in done.stdout and "SystemExit" not in done.stdout
+    assert "optical digits cnn-fc-published-e20-s0: " in done.stdout and "SystemExit" not in done.stdout
     accuracies = re.findall(r"(\w+) +(\d\d\.\d\d) %", done.stdout)
     assert {"fc", "spinal"} <= {head for head, _ in accuracies} and all(float(value) > 50 for _, value in accuracies)

@@ -116,7 +116,8 @@ def stanford_cars(folder):
         annotations = np.array([[(label + 1, f"{label + 1:05}.jpg") for label in range(196)]], dtype=kind)
         (base / "devkit").mkdir(exist_ok=True)
         savemat(base / file, {"annotations": annotations})
-    savemat(base / "devkit" / "cars_meta.mat", {"class_names": np.array([f"car {k}" for k in range(196)], dtype=object)})
+    names = np.array([f"car {k}" for k in range(196)], dtype=object)
+    savemat(base / "devkit" / "cars_meta.mat", {"class_names": names})
 
 
 WRITERS = {
@@ -128,15 +129,16 @@ WRITERS = {
     "tl_fruits360": tree("fruits-360/Training", "fruits-360/Test", classes=131, suffix=".jpg"),
     "tl_intel_image": tree("intel-image/seg_train/seg_train", "intel-image/seg_test/seg_test", classes=6, suffix=".jpg",
                            per_class=4),
-    "tl_monkey10": tree("10-monkey-species/training", "10-monkey-species/validation/validation", classes=10, names="n{}",
-                        per_class=3),
+    "tl_monkey10": tree("10-monkey-species/training", "10-monkey-species/validation/validation", classes=10,
+                        names="n{}", per_class=3),
     "tl_hymenoptera": tree("hymenoptera_data/train", "hymenoptera_data/val", classes=2, suffix=".jpg", per_class=9),
 }
 SIZES = {  # images in each part of what the writers write: train, heldout, test
     "tl_cifar10": (50, 0, 10), "tl_cifar100": (100, 0, 100), "tl_svhn": (20, 0, 20), "tl_stl10": (20, 0, 20),
     "tl_mnist": (27, 3, 10), "tl_fashion_mnist": (27, 3, 10), "tl_caltech101": (430, 57, 119),
     "tl_oxford_flowers102": (408, 0, 51),
-    "tl_stanford_cars": (196, 0, 196), "tl_bird225": (450, 450, 450), "tl_cinic10": (40, 40, 40), "tl_fruits360": (262, 0, 262),
+    "tl_stanford_cars": (196, 0, 196), "tl_bird225": (450, 450, 450), "tl_cinic10": (40, 40, 40),
+    "tl_fruits360": (262, 0, 262),
     "tl_intel_image": (24, 0, 24), "tl_monkey10": (30, 0, 30), "tl_hymenoptera": (18, 0, 18),
 }
 

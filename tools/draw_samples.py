@@ -1,8 +1,10 @@
 """What augmentation does to the images: python tools/draw_samples.py --data-dir data [--cifar-dir data]
 
-Draws results/figures/augmentation_samples.svg and .png: for each data set that is there, eight training images above, and below
-them the same images as the first epoch of seed 0 sees them (published recipe). Sets that are not there are named and left out.
+Draws results/reference/figures/augmentation_samples.svg and .png: for each data set that is there, eight training
+images above, and below them the same images as the first epoch of seed 0 sees them (published recipe). Sets that are
+not there are named and left out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -13,8 +15,14 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-SETS = (("MNIST/mnist", "vgg5", ""), ("MNIST/fashion_mnist", "vgg5", ""), ("MNIST/kmnist", "vgg5", "subset"),
-        ("EMNIST/emnist_digits", "vgg5", "subset"), ("EMNIST/emnist_letters", "vgg5", "subset"), ("CIFAR/cifar10", "vgg19", ""))
+SETS = (
+    ("MNIST/mnist", "vgg5", ""),
+    ("MNIST/fashion_mnist", "vgg5", ""),
+    ("MNIST/kmnist", "vgg5", "subset"),
+    ("EMNIST/emnist_digits", "vgg5", "subset"),
+    ("EMNIST/emnist_letters", "vgg5", "subset"),
+    ("CIFAR/cifar10", "vgg19", ""),
+)
 COUNT = 8
 
 
@@ -28,20 +36,23 @@ def load_script(name: str):
 
 def before_and_after(script, network: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor, str]:
     """(COUNT, C, H, W) uint8 each, and the name of the set."""
-    options = script.parse_arguments(["--network", network, "--data-dir", str(folder), "--no-download", "--quiet"])
-    data = script.load_data(options, torch.device("cpu"))
+    options, recipe = script.parse_arguments(
+        ["--network", network, "--data-dir", str(folder), "--no-download", "--quiet"]
+    )
+    data = script.load_data(options, recipe, torch.device("cpu"))
+    images, labels = data.train
     generator = torch.Generator().manual_seed(script.seed_of(0, "data", 1))
-    torch.randperm(len(data.train.labels), generator=generator)  # the order of the batches, which is drawn first
-    views = script.augment(data.train.images[:2_000], script.RECIPES[network].augment, generator)
+    torch.randperm(len(labels), generator=generator)  # the order of the batches, which is drawn first
+    views = script.augment(images[:2_000], recipe["augmentation"], generator)
     name = script.DATASET + ("" if data.facts["official"] else ", subset")
-    return data.train.images[:COUNT], views[:COUNT], name
+    return images[:COUNT], views[:COUNT], name
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--cifar-dir", type=Path, help="where CIFAR-10 is, if not in --data-dir")
-    parser.add_argument("--output", type=Path, default=ROOT / "results/figures")
+    parser.add_argument("--output", type=Path, default=ROOT / "results/reference/figures")
     options = parser.parse_args(argv)
     found = []
     for name, network, below in SETS:
@@ -51,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 found.append(before_and_after(script, network, place))
                 break
-            except script.UserError as error:
+            except ValueError as error:
                 problem = error
         else:
             print(f"note: left out: {problem}", file=sys.stderr)
@@ -59,10 +70,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: there is no data set in {options.data_dir}: give a folder with --data-dir", file=sys.stderr)
         return 2
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
     with pyplot.rc_context({"font.size": 8, "svg.hashsalt": "spinalnet"}):
-        figure, grid = pyplot.subplots(len(found), 1, figsize=(6.3, 1.75 * len(found)), squeeze=False, layout="constrained")
+        figure, grid = pyplot.subplots(
+            len(found), 1, figsize=(6.3, 1.75 * len(found)), squeeze=False, layout="constrained"
+        )
         for axes, (before, after, name) in zip(grid.flat, found):
             rows = [torch.nn.functional.pad(images, (1, 1, 1, 1), value=255) for images in (before, after)]
             picture = torch.cat([torch.cat(list(row), 2) for row in rows], 1).permute(1, 2, 0)

@@ -1,19 +1,26 @@
 """Runs the command of one log, and remembers when it fails: python tools/job.py LOG COMMAND...
 
-The Makefile puts this before each run. The command's error output is passed on; if the command fails, its status, last message
-and command line are kept in results/failed/SCRIPT/RUN.json, where `make status` and the summary of `make reproduce-...` find
-them, until a later attempt succeeds. A run that was stopped (Ctrl-C, SIGTERM) did not fail: it goes on when it is started again.
-Exit status: the command's own, 128 + the signal that ended it, or 2 for wrong use.
+The Makefile and tools/slurm.py put this before each run. While the command runs, RUN.running beside the log holds the
+name of the host and the process number, and its lock: a second job for the same log on this host is refused. The
+command inherits the lock, so that it lasts as long as the run itself, however either of them ends.
+
+The command's error output is passed on; if the command fails, its status, last message and command line are kept in
+results/failed/SCRIPT/RUN.json, where `make status` and the summary of `make reproduce-...` find them, until a later
+attempt succeeds. A run that was stopped (Ctrl-C, SIGTERM) did not fail: it goes on when it is started again. Exit
+status: the command's own, 128 + the signal that ended it, or 2 for wrong use or where another job has the run.
 """
+
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -24,9 +31,53 @@ def failure_of(log: Path) -> Path:
     return log.parent.parent.parent / "failed" / log.parent.name / f"{log.stem}.json"
 
 
-def run(command: list[str]) -> tuple[int, str]:
+class Taken(Exception):
+    """Another job runs the same run."""
+
+
+def note_of(log: Path) -> Path:
+    return log.with_suffix(".running")
+
+
+def take(note: Path) -> int:
+    """The open note with its lock, written anew. Raises Taken; OSError where the folder cannot be written."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    owner = ""
+    for _ in range(5):  # `make status` looks by taking a lock for an instant
+        handle = os.open(note, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not note.exists() or not os.path.samestat(os.fstat(handle), os.stat(note))  # removed in between
+        except BlockingIOError:
+            taken, owner = True, os.read(handle, 200).decode(errors="replace").strip()
+        except OSError:  # a file system without locks: twins are not told apart there
+            taken = False
+        if not taken:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+            return handle
+        os.close(handle)
+        time.sleep(0.1)
+    raise Taken(owner or "another job")
+
+
+def is_running(log: Path) -> bool | None:
+    """Does a job on this host run it? None: there is no note, or it is another host's."""
+    try:
+        with note_of(log).open("r", encoding="utf-8", errors="replace") as note:
+            if note.read().strip().partition(" on ")[2] != platform.node():
+                return None
+            fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+
+
+def run(command: list[str], lock: int) -> tuple[int, str]:
     """(exit status, last line of its error output) of the command. Raises OSError if it cannot be started."""
-    child = subprocess.Popen(command, stderr=subprocess.PIPE)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[lock])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: child.send_signal(number))
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command too
@@ -39,30 +90,44 @@ def run(command: list[str]) -> tuple[int, str]:
     return 128 - status if status < 0 else status, lines[-1] if lines else ""
 
 
+def remember(failure: Path, status: int, reason: str, command: list[str]) -> None:
+    if status > 128:
+        reason = f"ended by {signal.Signals(status - 128).name}" + " (too little memory?)" * (status == 137)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    record = {"status": status, "reason": reason, "command": command, "host": platform.node(), "time": now}
+    try:
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        temporary = failure.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        temporary.replace(failure)
+    except OSError as error:
+        print(f"note: the failure could not be noted ({failure}: {error.strerror})", file=sys.stderr)
+
+
 def main(argv: list[str]) -> int:
     if len(argv) < 2:
         print("error: no command: python tools/job.py LOG COMMAND...", file=sys.stderr)
         return 2
-    failure, command = failure_of(Path(argv[0])), argv[1:]
+    log, command = Path(argv[0]), argv[1:]
     try:
-        status, reason = run(command)
+        lock = take(note_of(log))
+    except Taken as owner:
+        print(f"error: {owner} runs {log} already", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {note_of(log)} cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    try:
+        status, reason = run(command, lock)
     except OSError as error:
         status, reason = 127, f"error: {command[0]} cannot be run ({error.strerror})"
         print(reason, file=sys.stderr)
+    finally:
+        note_of(log).unlink(missing_ok=True)
     if status == 0:
-        failure.unlink(missing_ok=True)
+        failure_of(log).unlink(missing_ok=True)
     elif status not in STOPPED:
-        if status > 128:
-            reason = f"ended by {signal.Signals(status - 128).name}" + " (too little memory?)" * (status == 137)
-        record = {"status": status, "reason": reason.removeprefix("error: "), "command": command, "host": platform.node(),
-                  "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
-        try:
-            failure.parent.mkdir(parents=True, exist_ok=True)
-            temporary = failure.with_suffix(".tmp")
-            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
-            temporary.replace(failure)
-        except OSError as error:
-            print(f"note: the failure could not be noted ({failure}: {error.strerror})", file=sys.stderr)
+        remember(failure_of(log), status, reason.removeprefix("error: "), command)
     return status
 
 

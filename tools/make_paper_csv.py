@@ -17,21 +17,49 @@ import sys
 from pathlib import Path
 
 TABLES = ("I", "II", "II (v2 only)", "III")
-COLUMNS = ("table", "dataset", "script", "network", "head", "layers", "width", "function", "metric", "value", "epochs",
-           "source", "note")
+COLUMNS = (
+    "table",
+    "dataset",
+    "script",
+    "network",
+    "head",
+    "layers",
+    "width",
+    "function",
+    "metric",
+    "value",
+    "epochs",
+    "source",
+    "note",
+)
 SCRIPTS = {
-    "MNIST": "mnist", "Fashion-MNIST": "fashion_mnist", "Kuzushiji-MNIST": "kmnist", "QMNIST": "qmnist",
-    "EMNIST (Digits)": "emnist_digits", "EMNIST (Letters)": "emnist_letters", "EMNIST (Balanced)": "emnist_balanced",
-    "CIFAR-10": "cifar10", "CIFAR-100": "cifar100",
+    "MNIST": "mnist",
+    "Fashion-MNIST": "fashion_mnist",
+    "Kuzushiji-MNIST": "kmnist",
+    "QMNIST": "qmnist",
+    "EMNIST (Digits)": "emnist_digits",
+    "EMNIST (Letters)": "emnist_letters",
+    "EMNIST (Balanced)": "emnist_balanced",
+    "CIFAR-10": "cifar10",
+    "CIFAR-100": "cifar100",
 }
 TRANSFER_SCRIPTS = {
-    "CIFAR-10": "tl_cifar10", "CIFAR-100": "tl_cifar100", "Caltech-101": "tl_caltech101", "Bird225": "tl_bird225",
-    "Stanford Cars": "tl_stanford_cars", "SVHN": "tl_svhn", "CINIC-10": "tl_cinic10", "STL-10": "tl_stl10",
-    "Oxford 102 Flower": "tl_oxford_flowers102", "Fruits 360": "tl_fruits360",
+    "CIFAR-10": "tl_cifar10",
+    "CIFAR-100": "tl_cifar100",
+    "Caltech-101": "tl_caltech101",
+    "Bird225": "tl_bird225",
+    "Stanford Cars": "tl_stanford_cars",
+    "SVHN": "tl_svhn",
+    "CINIC-10": "tl_cinic10",
+    "STL-10": "tl_stl10",
+    "Oxford 102 Flower": "tl_oxford_flowers102",
+    "Fruits 360": "tl_fruits360",
 }
 FUNCTIONS = {
-    "8 inputs, y=sum(x) + noise": "sum", "8 inputs, y=sin(sum(x)) + noise": "sinsum",
-    "8 inputs, y=prod(x) + noise": "product", "8 inputs, y=sin(prod(x)) + noise": "sinproduct",
+    "8 inputs, y=sum(x) + noise": "sum",
+    "8 inputs, y=sin(sum(x)) + noise": "sinsum",
+    "8 inputs, y=prod(x) + noise": "product",
+    "8 inputs, y=sin(prod(x)) + noise": "sinproduct",
 }
 
 
@@ -43,8 +71,8 @@ def script_of(table: str, dataset: str) -> str:
 
 
 def network_of(table: str, model: str) -> str:
-    """`VGG-19_bn` is `vgg19_bn`; both networks of Table I are our `mlp`, told apart by the head. The CNN that only version 2
-    prints for CIFAR-10 is the one of PyTorch's tutorial (docstring of cifar10.py)."""
+    """`VGG-19_bn` is `vgg19_bn`; both networks of Table I are our `mlp`, told apart by the head. The CNN that only
+    version 2 prints for CIFAR-10 is the one of PyTorch's tutorial (docstring of cifar10.py)."""
     if (table, model) == ("II (v2 only)", "CNN"):
         return "lenet"
     return "mlp" if table == "I" else model.lower().replace("-", "")
@@ -72,10 +100,19 @@ def convert(row: dict[str, str]) -> dict[str, str]:
     table, dataset = row["table"], row["dataset"]
     head, layers, width = head_of(row["head"])
     return {
-        "table": table, "dataset": dataset, "script": script_of(table, dataset),
-        "network": network_of(table, row["model"]), "head": head, "layers": layers, "width": width,
-        "function": FUNCTIONS[dataset] if table == "I" else "", "metric": row["metric"], "value": row["value"],
-        "epochs": row["epochs"], "source": source_of(row["source"]), "note": row["note"],
+        "table": table,
+        "dataset": dataset,
+        "script": script_of(table, dataset),
+        "network": network_of(table, row["model"]),
+        "head": head,
+        "layers": layers,
+        "width": width,
+        "function": FUNCTIONS[dataset] if table == "I" else "",
+        "metric": row["metric"],
+        "value": row["value"],
+        "epochs": row["epochs"],
+        "source": source_of(row["source"]),
+        "note": row["note"],
     }
 
 

@@ -46,6 +46,7 @@ def command(log: Path, scripts: Path, results: Path, data: Path, subset: Path) -
         flags += ["--function", options[0], "--head", head[:6] if head != "fc" else "fc"]
         return [str(script_of(scripts, script)), *flags, *(["--noise", "broadcast"] if "broadcast" in options else [])]
     if script == "tabular":
+        flags = flags[2:]  # it has one protocol
         return [str(script_of(scripts, script)), "--demo", "diabetes", "--head", "fc" if head == "fc" else "spinal", *flags]
     flags += ["--network", network, "--head", "fc" if head == "fc" else "spinal", "--no-download"]
     if sizes := re.fullmatch(r"spinal(\d+)x(\d+)", head):

@@ -3,44 +3,47 @@
     status      a line for each group of rows, and one for each running run (the default)
     failures    the failed runs, each with its message and the command that repeats it; exit status 0
 
-`make list` prints a line for each run: its group, its log, the file that says that its data are there, its command. A run is
+`make list` prints a line for each run: its group, its log, the file that says that its data are there, its command. A
+run is
   done      if its log is there,
-  running   if it is unfinished and the process that NAME.pid names lives (one on another machine: if it wrote within the
-            last hour or three of its epochs),
+  running   if tools/job.py runs it on this machine (NAME.running has its lock); started by hand, if it wrote within
+            three of its epochs, or ten minutes before the first; on another machine, if it wrote within the last hour,
   failed    if tools/job.py has noted so since,
   stopped   if it is unfinished otherwise; it goes on when it is started again,
   waiting   if none of these.
-Time left: the epochs that a run still needs times the seconds that an epoch of the same network took on the same device, in all
-logs of this results folder; those of a part of the images (`--limit`) are scaled to all. The device is that of the run started
-last. A network without such a log counts by its work (results/tables/plan.csv) at the rate of the one with a log that is
-nearest in work, and the time gets a `~`; a run that neither tells anything about is not in it, and the time gets a `>`. The
-sum is divided by the number of runs at a time.
+Time left: the epochs that a run still needs times the seconds that an epoch of the same network took on the same
+device, in all logs of this results folder; those of a part of the images (`--limit`) are scaled to all. The device is
+that of the log written last. A network without such a log counts by its work (results/reference/tables/plan.csv) at the
+rate of the one with a log that is nearest in work, and the time gets a `~`; a run that neither tells anything about is
+not in it, and the time gets a `>`. On a CPU a run that would take more than half a day is not in it either: it needs a
+GPU. The sum is divided by the number of runs at a time.
 """
+
 from __future__ import annotations
 
 import argparse
 import csv
 import json
 import math
-import os
-import platform
 import shlex
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from job import failure_of
+from job import failure_of, is_running, note_of
 
 STATES = ("done", "running", "failed", "stopped", "waiting")
+TOO_LONG = 12 * 3600.0  # seconds of one run on a CPU
 
 
 @dataclass
 class Run:
     """One line of `make list`, and what the results folder says of it."""
+
     group: str
     log: Path
     ready: str
@@ -48,6 +51,7 @@ class Run:
     state: str = ""
     start: dict = field(default_factory=dict)  # the first line of its log
     seconds: list[float] = field(default_factory=list)  # of its epochs
+    written: float = 0.0  # the time of its last line
     failure: dict = field(default_factory=dict)
 
     @property
@@ -77,6 +81,7 @@ def read_list(lines: Iterable[str]) -> list[Run]:
 def read_log(run: Run, path: Path) -> None:
     """Start line and seconds of the epochs; a damaged line ends the reading."""
     try:
+        run.written = path.stat().st_mtime
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             record = json.loads(line)
             if record["event"] == "start":
@@ -87,19 +92,21 @@ def read_log(run: Run, path: Path) -> None:
         pass
 
 
-def alive(run: Run, part: Path) -> bool:
-    """Does the process that writes the log live? One on another machine counts as long as its log is fresh."""
+def age(path: Path) -> float:
+    """Seconds since it was last written; infinite where it is not there."""
     try:
-        number, _, host = part.with_suffix("").with_suffix(".pid").read_text(encoding="utf-8").strip().partition(" on ")
-        if host != platform.node():
-            return time.time() - part.stat().st_mtime < max(3600.0, 3 * max(run.seconds, default=0.0))
-        os.kill(int(number), 0)
-        command = Path("/proc") / number / "cmdline"
-        return not command.parent.parent.is_dir() or run.log.parent.name in command.read_text(errors="replace")
-    except PermissionError:  # it lives and is somebody else's
-        return True
-    except (OSError, ValueError):
-        return False
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+def alive(run: Run, part: Path) -> bool:
+    """Does somebody write this log? Of what tools/job.py did not start here, the age of its files tells."""
+    here = is_running(run.log)
+    if here is not None:
+        return here
+    note, patience = note_of(run.log), max(60.0, 3 * max(run.seconds)) if run.seconds else 600.0
+    return age(part) < patience or (note.exists() and min(age(part), age(note)) < max(3600.0, patience))
 
 
 def look(run: Run) -> None:
@@ -111,7 +118,10 @@ def look(run: Run) -> None:
         return
     if part.exists():
         read_log(run, part)
-        run.state = "running" if alive(run, part) else "stopped"
+    if alive(run, part):
+        run.state = "running"
+    elif part.exists():
+        run.state = "stopped"
     if run.state != "running" and failure.exists():
         try:
             run.failure, run.state = json.loads(failure.read_text(encoding="utf-8")), "failed"
@@ -124,20 +134,26 @@ def read_plan(path: Path) -> dict[tuple[str, str], tuple[int, float]]:
     """(epochs, PFLOP) of a run of (script, network); empty without the file."""
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            return {(row["script"], row["network"]): (int(row["epochs"]), float(row["pflop"])) for row in csv.DictReader(stream)}
+            return {
+                (row["script"], row["network"]): (int(row["epochs"]), float(row["pflop"]))
+                for row in csv.DictReader(stream)
+            }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def like(runs: list[Run]) -> list[Run]:
-    """The runs that have epochs, and those outside the list that differ from its rows by their epochs or --limit alone."""
+    """The runs that have epochs, and those outside the list that differ from a row by epochs or --limit alone."""
     listed, others = {run.log for run in runs}, []
     for folder in sorted({run.log.parent for run in runs}):
         for path in sorted(folder.glob("*.jsonl")):
             if path not in listed:
                 other = Run("", path, "", "")
                 read_log(other, path)
-                if other.start.get("data", {}).get("official") and set(other.start["departures"]) <= {"epochs", "limit"}:
+                if other.start.get("data", {}).get("official") and set(other.start["departures"]) <= {
+                    "epochs",
+                    "limit",
+                }:
                     others.append(other)
     return [run for run in [*runs, *others] if run.device and run.seconds]
 
@@ -155,8 +171,9 @@ class Estimate:
 
     def __init__(self, runs: list[Run], plan: dict[tuple[str, str], tuple[int, float]]):
         started = like(runs)
-        last = max(started, key=lambda run: run.start["provenance"].get("started", ""), default=None)
+        last = max(started, key=lambda run: run.written, default=None)
         self.device, self.plan = last.device if last else None, plan
+        self.cpu = bool(last) and last.start["provenance"].get("device") == "cpu"
         epochs, numbers = defaultdict(list), {network: epochs for network, (epochs, _) in plan.items()}
         for run in started:
             if run.device == self.device:
@@ -180,16 +197,21 @@ class Estimate:
             return whole * (1 - len(run.seconds) / run.epochs) if run.epochs else whole, False
         return None, False
 
+    def needs_gpu(self, run: Run) -> bool:
+        """Is this CPU too slow for a whole run of that network? One that runs has been started on purpose."""
+        seconds, _ = self(replace(run, start={}, seconds=[], state="waiting"))
+        return self.cpu and run.state != "running" and (seconds or 0.0) > TOO_LONG
+
     def of(self, runs: Iterable[Run], at_once: int = 1) -> str:
         """What is left of all these runs, as words."""
-        known = [self(run) for run in runs if run.state != "done"]
-        if not known:
-            return ""
-        total = sum(seconds or 0.0 for seconds, _ in known) / at_once
+        left = [run for run in runs if run.state != "done"]
+        known = [self(run) for run in left if not self.needs_gpu(run)]
+        gpu = len(known) < len(left)
         if not any(seconds for seconds, _ in known):
-            return "?"
+            return "needs a GPU" if gpu else "?" if left else ""
+        total = sum(seconds or 0.0 for seconds, _ in known) / at_once
         sign = ">" if any(seconds is None for seconds, _ in known) else "" if all(exact for _, exact in known) else "~"
-        return sign + words(total)
+        return sign + words(total) + " + GPU" * gpu
 
 
 def words(seconds: float) -> str:
@@ -208,7 +230,7 @@ def status(runs: list[Run], plan: dict[tuple[str, str], tuple[int, float]], at_o
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    line = "{:<30}" + "{:>9}" * len(STATES) + "{:>12}"
+    line = "{:<30}" + "{:>9}" * len(STATES) + "{:>16}"
     rows = [line.format(f"{len(runs):,} runs", *STATES, "time left")]
     for name, members in [*((f"reproduce-{name}", members) for name, members in groups.items()), ("all", runs)]:
         counts = [sum(run.state == state for run in members) for state in STATES]
@@ -216,13 +238,17 @@ def status(runs: list[Run], plan: dict[tuple[str, str], tuple[int, float]], at_o
     if running:
         rows += ["", "running:"]
     for run in sorted(running, key=lambda run: str(run.log)):
-        rows.append(f"  {run.log.parent.name}/{run.log.stem}: epoch {len(run.seconds) + 1} of {run.epochs or '?'}"
-                    + (f", {words(statistics.median(run.seconds))} an epoch" if run.seconds else "")
-                    + (f", {left} left" if (left := estimate.of([run])) else ""))
+        rows.append(
+            f"  {run.log.parent.name}/{run.log.stem}: epoch {len(run.seconds) + 1} of {run.epochs or '?'}"
+            + (f", {words(statistics.median(run.seconds))} an epoch" if run.seconds else "")
+            + (f", {left} left" if (left := estimate.of([run])) else "")
+        )
     rows.append("")
     if estimate.device:
-        rows.append(f"Time left: as fast as on {estimate.device}, {at_once} at a time (~ scaled from other networks by their "
-                    "work, > without what nothing is known of).")
+        rows.append(
+            f"Time left: as fast as on {estimate.device}, {at_once} at a time (~ scaled from other networks by their "
+            "work, > without what nothing is known of, needs a GPU: more than half a day for one run on this CPU)."
+        )
     failed = [run for run in runs if run.state == "failed"]
     if failed:
         rows.append(f"{len(failed)} failed: make failures")
@@ -246,7 +272,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("status", "failures"), default="status")
     parser.add_argument("--at-once", type=int, metavar="N", help="runs at a time; default: as many as are running now")
-    parser.add_argument("--plan", type=Path, default=Path("results/tables/plan.csv"), help="work of each network")
+    parser.add_argument(
+        "--plan", type=Path, default=Path("results/reference/tables/plan.csv"), help="work of each network"
+    )
     options = parser.parse_args(argv)
     if options.at_once is not None and options.at_once < 1:
         parser.error("--at-once must be 1 or more")

@@ -1,11 +1,12 @@
 """Runs a command on a free GPU: python tools/slot.py COMMAND...
 
-The Makefile puts this before each script where there are GPUs, so that `make -j16 reproduce-all` spreads its jobs over them.
-GPUS names them (`0 1`, or UUIDs; the Makefile asks nvidia-smi), JOBS_PER_GPU how many jobs share one (1). Each such place has
-a lock file in SLOTS (a folder in the temporary directory, one for each user); whoever holds its lock has the place, others
-wait. The command takes this program's place (exec): its exit status and signals are its own, and however it ends, the system
-undoes the lock. Without GPUS, the command runs at once.
+The Makefile puts this before each script where there are GPUs, so that `make -j16 reproduce-all` spreads its jobs over
+them. GPUS names them (`0 1`, or UUIDs; the Makefile asks nvidia-smi), JOBS_PER_GPU how many jobs share one (1). Each
+such place has a lock file in SLOTS (a folder in the temporary directory, one for each user); whoever holds its lock has
+the place, others wait. The command takes this program's place (exec): its exit status and signals are its own, and
+however it ends, the system undoes the lock. Without GPUS, the command runs at once.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -20,7 +21,7 @@ WAIT = 0.5  # seconds between looks at occupied places
 
 
 def places() -> list[tuple[str, Path]]:
-    """(GPU, lock file) of each place: all first places before the second ones, so that jobs spread. Raises ValueError."""
+    """(GPU, lock file) of each place: all first places before the second ones, to spread jobs. Raises ValueError."""
     gpus = [name for name in re.split(r"[\s,]+", os.environ.get("GPUS", "")) if name]
     each = os.environ.get("JOBS_PER_GPU") or "1"
     if not each.isascii() or not each.isdigit() or int(each) < 1:
@@ -28,7 +29,9 @@ def places() -> list[tuple[str, Path]]:
     if bad := [name for name in gpus if not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name)]:
         raise ValueError(f"GPUS must be numbers or UUIDs of GPUS, not {bad[0]!r}")
     folder = Path(os.environ.get("SLOTS") or Path(tempfile.gettempdir()) / f"spinalnet-slots-{os.getuid()}")
-    return [(gpu, folder / f"{gpu.replace('/', '_')}.{place}") for place in range(int(each)) for gpu in dict.fromkeys(gpus)]
+    return [
+        (gpu, folder / f"{gpu.replace('/', '_')}.{place}") for place in range(int(each)) for gpu in dict.fromkeys(gpus)
+    ]
 
 
 def take(slots: list[tuple[str, Path]]) -> str:

@@ -1,13 +1,14 @@
 """Submits what is missing to Slurm as job arrays: make -s list | python tools/slurm.py --launch "PYTHON"
 
-Reads the lines of `make list`, leaves out runs that are done, running, or in the queue from an earlier call, and runs whose data
-are not there; each of the others is one task of an array, longest first. A task that is preempted, requeued or near its time
-limit (SLURM_FLAGS="--time=..."; it is told two minutes before) starts again and goes on after its last saved epoch. Call it
-again whenever you like: only what is missing is submitted.
+Reads the lines of `make list`, leaves out runs that are done, running, or in the queue from an earlier call, and runs
+whose data are not there; each of the others is one task of an array, longest first. A task that is preempted, requeued
+or near its time limit (SLURM_FLAGS="--time=..."; it is told two minutes before) starts again and goes on after its last
+saved epoch. Call it again whenever you like: only what is missing is submitted.
 
-Written to results/slurm: NAME.tasks (a command a line), NAME.sh (the batch script), NAME-TASK.txt (what the task printed).
-Exit status: 0 submitted or nothing to submit, 1 sbatch refused, 2 wrong use or no Slurm here.
+Written to results/slurm: NAME.tasks (a command a line), NAME.sh (the batch script), NAME-TASK.txt (what the task
+printed). Exit status: 0 submitted or nothing to submit, 1 sbatch refused, 2 wrong use or no Slurm here.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,7 +29,8 @@ BATCH = """#!/bin/sh
 #SBATCH --job-name={name} --comment="{tasks}" --array=0-{last}{at_once}
 #SBATCH --requeue --open-mode=append --output="{stem}-%a.txt" --signal=B:USR1@120
 #SBATCH --ntasks=1
-# Near its time limit the task queues itself again, at most 100 times; SIGTERM goes to the run, which then ends within a step.
+# Near its time limit the task queues itself again, at most 100 times; SIGTERM goes to the run, which then ends within a
+# step.
 cd {root} || exit 2
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-1}}}}"
 again() {{
@@ -97,17 +99,23 @@ def missing(runs: list[Run]) -> list[Run]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--launch", required=True, metavar="COMMAND", help="what stands before each script, for instance a python")
+    parser.add_argument(
+        "--launch", required=True, metavar="COMMAND", help="what stands before each script, for instance a python"
+    )
     parser.add_argument("--job", default=f"{shlex.quote(sys.executable)} tools/job.py", help="what notes failures")
     parser.add_argument("--flags", default="", help='for sbatch: "--partition=gpu --gpus=1 --time=24:00:00"')
-    parser.add_argument("--at-once", type=int, metavar="N", help="tasks of one array at a time; default: as many as Slurm starts")
+    parser.add_argument(
+        "--at-once", type=int, metavar="N", help="tasks of one array at a time; default: as many as Slurm starts"
+    )
     parser.add_argument("--write-only", action="store_true", help="write the batch scripts, submit nothing")
     options = parser.parse_args(argv)
     if options.at_once is not None and options.at_once < 1:
         parser.error("--at-once must be 1 or more")
     if not options.write_only and not shutil.which("sbatch"):
-        print("error: there is no sbatch here: call this where Slurm's programs are, or write the scripts only (--write-only)",
-              file=sys.stderr)
+        print(
+            "error: there is no sbatch here: call this where Slurm is, or write the scripts only (--write-only)",
+            file=sys.stderr,
+        )
         return 2
     try:
         wanted = missing(read_list(sys.stdin))
@@ -125,9 +133,21 @@ def main(argv: list[str] | None = None) -> int:
             tasks = stem.with_suffix(".tasks").resolve()
             tasks.write_text("\n".join(part) + "\n", encoding="utf-8")
             script = stem.with_suffix(".sh")
-            script.write_text(BATCH.format(name=NAME, last=len(part) - 1, stem=stem.resolve(), root=shlex.quote(str(Path.cwd())),
-                                           tasks=tasks, at_once=f"%{options.at_once}" if options.at_once else ""))
-            said = "written" if options.write_only else f"submitted as {ask('sbatch', '--parsable', *shlex.split(options.flags), str(script)).strip()}"
+            script.write_text(
+                BATCH.format(
+                    name=NAME,
+                    last=len(part) - 1,
+                    stem=stem.resolve(),
+                    root=shlex.quote(str(Path.cwd())),
+                    tasks=tasks,
+                    at_once=f"%{options.at_once}" if options.at_once else "",
+                )
+            )
+            said = (
+                "written"
+                if options.write_only
+                else f"submitted as {ask('sbatch', '--parsable', *shlex.split(options.flags), str(script)).strip()}"
+            )
             print(f"{script}: {len(part)} tasks, {said}")
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
