@@ -221,8 +221,8 @@ tables: | $(PYTHON_READY) ## your results/logs beside the paper and the referenc
 reference-report: | $(PYTHON_READY) ## results/reference: report, tables and figures from the logs that ship
 	$(PYTHON) results/aggregate.py --reference
 rerun: | $(PYTHON_READY) ## run reference logs again, in rerun/, and compare them line by line: LOGS="mnist/cnn"
-	$(PYTHON) tools/rerun.py run rerun --data $(DATA) --subset $(DATA)/subset $(LOGS)
-	$(PYTHON) tools/rerun.py compare rerun
+	$(PYTHON) tools/rerun.py run rerun --all --data $(DATA) --subset $(DATA)/subset $(LOGS)
+	$(PYTHON) tools/rerun.py compare rerun --all
 # What ships: BENCH=results
 BENCH ?= results/tables
 bench: | $(PYTHON_READY) ## our speed against the published loop's, on an idle machine: results/tables/bench.md

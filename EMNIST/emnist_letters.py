@@ -441,7 +441,7 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print("error:", *str(isinstance(error, RuntimeError) and error.__context__ or error).split(), file=sys.stderr)
         return 2
 
 

@@ -139,7 +139,7 @@ class Views(Dataset):
         except Exception as error:  # PIL raises what it likes
             raise ValueError(f"{image} cannot be read ({error}): fetch it anew or remove it") from None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(*self.draws, k))
+            torch.default_generator.manual_seed(seed_of(*self.draws, k))  # the GPU's is that of dropout
             return self.view(pixels), int(self.labels[k])
 
 
@@ -426,6 +426,8 @@ def main(argv: list[str] | None = None) -> int:
             torch.cuda.set_device(options.device)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
             torch.backends.cudnn.benchmark = True  # every step has the same shapes
+            if recipe["precision"] == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+                raise ValueError("this GPU only emulates bf16: choose --precision fp32")
         recipe["batch_norm_images"] = size if cuda else size // options.processes  # it is synchronised on CUDA only
         if recipe["batch_norm_images"] != size:
             options.departures["batch_norm"] = f"bn{recipe['batch_norm_images']}"

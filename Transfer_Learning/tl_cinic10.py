@@ -12,13 +12,11 @@
 | vgg19_bn         | Spinal 4 x 1024 |          90.69 |       91.00 | --network vgg19_bn --head spinal |
 
 `python tl_cinic10.py` trains both heads on the same views of the same images; an interrupted run goes on when its
-command is repeated. Official split: 90,000 images each to train on, to choose the epoch and to test once (Q9: the
-published script also tests in its first nine epochs, which decides nothing).
-The released script has two stages of 20 epochs; the table prints 50, so here both have 25. Its header speaks of images
-of 256 pixels, its code has 448 (Q13). vgg19_bn: rate as in the two released VGG scripts (CIFAR-10, SVHN), one stage.
+command is repeated. Official split: 90,000 images each to train on, to choose the epoch and to test once (Q9).
+The released script has two stages of 20 epochs; the table prints 50, so here both have 25. Images of 448 pixels (Q13).
+vgg19_bn: rate as in the two released VGG scripts (CIFAR-10, SVHN), one stage.
 --protocol published (default) does what the released script did; corrected mends this (Q: quirks, in results/audit.md):
-  ignored head (Q1)        vgg19_bn: the new head replaces ImageNet's classifier; published, as the printed counts say
-                           (no VGG script of this set is released): VGG never calls it, both rows are one network
+  ignored head (Q1)        vgg19_bn: the new head replaces ImageNet's classifier; published: never called (inferred)
   normalisation (Q10)      ImageNet's mean and deviation; published: of this set
 Two GPUs: `torchrun --nproc-per-node=2 tl_cinic10.py`; steps are one process's to rounding.
 """
@@ -141,7 +139,7 @@ class Views(Dataset):
         except Exception as error:  # PIL raises what it likes
             raise ValueError(f"{image} cannot be read ({error}): fetch it anew or remove it") from None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(*self.draws, k))
+            torch.default_generator.manual_seed(seed_of(*self.draws, k))  # the GPU's is that of dropout
             return self.view(pixels), int(self.labels[k])
 
 
@@ -428,6 +426,8 @@ def main(argv: list[str] | None = None) -> int:
             torch.cuda.set_device(options.device)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
             torch.backends.cudnn.benchmark = True  # every step has the same shapes
+            if recipe["precision"] == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+                raise ValueError("this GPU only emulates bf16: choose --precision fp32")
         recipe["batch_norm_images"] = size if cuda else size // options.processes  # it is synchronised on CUDA only
         if recipe["batch_norm_images"] != size:
             options.departures["batch_norm"] = f"bn{recipe['batch_norm_images']}"

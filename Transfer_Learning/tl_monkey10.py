@@ -11,15 +11,13 @@
 | wide_resnet101_2 | Spinal 4 x 20  |        99.26 |                 - | --network wide_resnet101_2 --head spinal |
 
 `python tl_monkey10.py` trains both heads on the same views of the same images; an interrupted run goes on when its
-command is repeated. Official folders: training and validation (272 images), which is also the published notebook's test
-set.
+command is repeated. Official folders: training and validation (272 images), also the notebook's test set.
 alexnet is the notebook's (370,730 parameters in the Spinal head, flavour R); its two stages both begin at 0.01. For
-wide_resnet101_2 no code was released: width and 20 epochs at 0.001 in batches of 24 are a guess from the other sets.
+wide_resnet101_2 no code was released: width, 20 epochs at 0.001, batches of 24 are a guess.
 --protocol published (default) does what the released script did; corrected mends this (Q: quirks, in results/audit.md):
   choice by test set (Q7)  the epoch is chosen on a tenth of the training images; published: on the test images
   normalisation (Q10)      ImageNet's mean and deviation; published: CIFAR-100's
 Large pictures are decoded anew in every epoch: tools/scale_images.py scales a folder of them once.
-Two GPUs: `torchrun --nproc-per-node=2 tl_monkey10.py`; steps are one process's to rounding.
 """
 # >>> shared: transfer_imports (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
 import argparse
@@ -141,7 +139,7 @@ class Views(Dataset):
         except Exception as error:  # PIL raises what it likes
             raise ValueError(f"{image} cannot be read ({error}): fetch it anew or remove it") from None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(*self.draws, k))
+            torch.default_generator.manual_seed(seed_of(*self.draws, k))  # the GPU's is that of dropout
             return self.view(pixels), int(self.labels[k])
 
 
@@ -428,6 +426,8 @@ def main(argv: list[str] | None = None) -> int:
             torch.cuda.set_device(options.device)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
             torch.backends.cudnn.benchmark = True  # every step has the same shapes
+            if recipe["precision"] == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+                raise ValueError("this GPU only emulates bf16: choose --precision fp32")
         recipe["batch_norm_images"] = size if cuda else size // options.processes  # it is synchronised on CUDA only
         if recipe["batch_norm_images"] != size:
             options.departures["batch_norm"] = f"bn{recipe['batch_norm_images']}"

@@ -1,8 +1,8 @@
 """Stand-ins for a GPU, so that the CUDA path of the scripts runs where there is none.
 
 CudaOnTheCpu  tensors live on the CPU and claim to be on CUDA. A graph is recorded operation by operation at fixed
-              addresses and replayed from them, so that it does not see what Python changed meanwhile; a read by the host
-              fails while a graph is recorded, or when torch.cuda.set_sync_debug_mode("error") forbids it.
+              addresses and replayed from them, so that it does not see what Python changed meanwhile; a read by the
+              host fails while a graph is recorded, or when torch.cuda.set_sync_debug_mode("error") forbids it.
 FakeCuda      tensors on CUDA have a shape, a type and a device, but no content (PyTorch's FakeTensorMode); those on the
               CPU are real. Operations on both devices, a generator of the other one and operations that have no kernel
               on CUDA fail as they do on a GPU.
@@ -44,7 +44,7 @@ class Graph:
 
 
 class Recording(TorchDispatchMode):
-    """In place of torch.cuda.graph: what happens inside goes to the graph, and nothing of it has happened afterwards."""
+    """In place of torch.cuda.graph: what happens inside goes to the graph, and nothing of it has happened after it."""
 
     active = False
 

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
-from image_data import write_data
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from transfer_data import WRITERS
 
 from conftest import ROOT, load_script
+from image_data import write_data
+from transfer_data import WRITERS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICE, BACKEND = torch.device("cuda", 0), "nccl"
@@ -133,7 +133,8 @@ def test_a_graph_is_the_plain_step_in_bf16(monkeypatch, network):
 def test_what_makes_a_graph_wrong_is_seen():
     """The comparison itself: a rate or a batch that stays, or one mask for all steps, is far from the plain steps."""
     losses, kinds = [], []
-    for batches, rate, seed in (([0, 1, 2], 0.01, 0), ([0, 0, 0], 0.01, 0), ([0, 1, 2], 0.005, 0), ([0, 1, 2], 0.01, 1)):
+    right, stale = [0, 1, 2], [0, 0, 0]
+    for batches, rate, seed in ((right, 0.01, 0), (stale, 0.01, 0), (right, 0.005, 0), (right, 0.01, 1)):
         trainer = trainer_of("MNIST/mnist", "cnn", "fc")
         images, labels = pictures("MNIST/mnist", 12)
         start = content(trainer)
@@ -277,9 +278,8 @@ AUGMENTED = [("MNIST/mnist", "vgg5"), ("MNIST/fashion_mnist", "vgg5"), ("CIFAR/c
 def test_views_are_those_of_the_cpu(name, network):
     script, cpu = load_script(name), torch.device("cpu")
     steps = script.recipe_of(network, "published")["augmentation"]
-    ours, theirs = (
-        script.augment(pictures(name, 500, place)[0], steps, torch.Generator().manual_seed(1)) for place in (DEVICE, cpu)
-    )
+    views = lambda device: script.augment(pictures(name, 500, device)[0], steps, torch.Generator().manual_seed(1))
+    ours, theirs = views(DEVICE), views(cpu)
     difference = (ours.cpu().int() - theirs.int()).abs()
     assert ours.shape == theirs.shape and float((difference > 1).float().mean()) < 1e-3  # nearest pixels may be others
 
@@ -336,11 +336,13 @@ def test_the_device_that_is_named_is_the_current_one(tmp_path, monkeypatch):
         choose(0)
 
 
+TINY = "--network resnet18 --weights none --image-size 32 --batch-size 4 --no-download --quiet"
+
+
 def transfer_part(folder):
     """The transfer script, its options and recipe, and a small part of its data as views."""
     script = load_script("Transfer_Learning/tl_hymenoptera")
-    command = f"--network resnet18 --weights none --image-size 32 --batch-size 4 --no-download --quiet --data-dir {folder}"
-    options, recipe = script.parse_arguments(command.split())
+    options, recipe = script.parse_arguments([*TINY.split(), "--data-dir", str(folder)])
     options.rank, options.processes, options.workers, options.device = 0, 1, 0, DEVICE
     return script, options, recipe, script.load_data(options, recipe)
 
@@ -383,13 +385,16 @@ def test_torchrun(tmp_path):
     WRITERS["tl_hymenoptera"](tmp_path / "data")
     losses = []
     for processes in range(1, 1 + min(2, torch.cuda.device_count())):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-                   str(ROOT / "Transfer_Learning/tl_hymenoptera.py"), "--data-dir", str(tmp_path / "data"), "--results-dir",
-                   str(tmp_path / str(processes)), *"--network resnet18 --weights none --image-size 32 --epochs 2 --quiet "
-                   "--batch-size 4 --workers 1 --no-download --device cuda --head spinal".split()]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        results = tmp_path / str(processes)
+        command = [
+            *[sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node".split(), str(processes)],
+            *[str(ROOT / "Transfer_Learning/tl_hymenoptera.py"), *TINY.split(), "--data-dir", str(tmp_path / "data")],
+            *["--results-dir", str(results), *"--epochs 2 --workers 1 --device cuda --head spinal".split()],
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
-        (log,) = (tmp_path / str(processes)).rglob("*.jsonl")
+        (log,) = results.rglob("*.jsonl")
         start, *epochs, end = map(json.loads, log.read_text().splitlines())
         assert start["provenance"]["processes"] == processes and end["outcome"] == "finished"
         losses.append([line["train_loss"] for line in epochs])

@@ -1,20 +1,20 @@
-"""The scripts on tensors of a GPU that have no content (FakeCuda in cuda_stand_in.py), on any machine: a generator or an
-index on the wrong device and an operation without a kernel on CUDA fail here and now.
+"""The scripts on tensors of a GPU that have no content (FakeCuda in cuda_stand_in.py), on any machine: a generator or
+an index on the wrong device and an operation without a kernel on CUDA fail here and now.
 
-Not so the backward pass: autograd's engine, which is C++, asks the driver for the device ("hasPrimaryContext") before it
-calls anything that could be replaced. It is run on the CPU instead, all its operations and the optimiser's are written
-down, and each must have a kernel on CUDA; test_capture_on_cpu.py has the numbers. Which types a kernel takes, what it
-computes and how much memory it needs is seen on a GPU only.
+Not so the backward pass: autograd's engine, which is C++, asks the driver for the device ("hasPrimaryContext") before
+it calls anything that could be replaced. It is run on the CPU instead, all its operations are written down, and each
+must have a kernel on CUDA; test_capture_on_cpu.py has the numbers. Which types a kernel takes, what it computes and how
+much memory it needs is seen on a GPU only.
 """
 
 import pytest
 import torch
-from cuda_stand_in import CUDA, FakeCuda, has_cuda_kernel
-from image_data import write_data
-from test_cuda import AUGMENTED, networks, pictures, trainer_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import load_script
+from cuda_stand_in import CUDA, FakeCuda, has_cuda_kernel
+from image_data import write_data
+from test_cuda import AUGMENTED, networks, pictures, trainer_of
 
 CPU = torch.device("cpu")
 
@@ -72,7 +72,8 @@ class Names(TorchDispatchMode):
 @pytest.mark.skipif(not torch.version.cuda, reason="this PyTorch is built without CUDA and knows none of its kernels")
 @pytest.mark.parametrize("name, network, head", [
     ("MNIST/mnist", "cnn", "fc"), ("MNIST/mnist", "cnn", "spinal"), ("MNIST/arch2_mnist", "arch2", "spinal"),
-    ("CIFAR/cifar10", "lenet", "fc"), ("CIFAR/cifar10", "resnet18", "spinal"), ("CIFAR/cifar10", "densenet", "fc")])  # fmt: skip
+    ("CIFAR/cifar10", "lenet", "fc"), ("CIFAR/cifar10", "resnet18", "spinal"),
+    ("CIFAR/cifar10", "densenet", "fc")])  # fmt: skip
 def test_every_operation_of_a_step_has_a_kernel(name, network, head):
     trainer = trainer_of(name, network, head, 2, CPU)
     with Names() as names:
@@ -120,10 +121,10 @@ WRONG = {  # what the machine must refuse
     "generator": lambda x: torch.rand(3, device=CUDA, generator=torch.Generator()),
     "index": lambda x: x.index_select(0, torch.arange(2)),
     "operand": lambda x: x + torch.ones(3),
-    "kernel": lambda x: torch.ops.aten.mkldnn_convolution(torch.ones(1, 1, 3, 3).to(CUDA), torch.ones(1, 1, 3, 3).to(CUDA),
-                                                          None, [0, 0], [1, 1], [1, 1], 1),
-    "rate": lambda x: torch._fused_sgd_([x], [x.clone()], [], weight_decay=0.0, momentum=0.0, lr=torch.ones(()), dampening=0.0,
-                                        nesterov=False, maximize=False, is_first_step=False),
+    "kernel": lambda x: torch.ops.aten.mkldnn_convolution(x.view(1, 1, 1, 3), x.view(1, 1, 1, 3), None, [0, 0], [1, 1],
+                                                          [1, 1], 1),
+    "rate": lambda x: torch._fused_sgd_([x], [x.clone()], [], lr=torch.ones(()), weight_decay=0.0, momentum=0.0,
+                                        dampening=0.0, nesterov=False, maximize=False, is_first_step=False),
 }  # fmt: skip
 
 

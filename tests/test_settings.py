@@ -192,6 +192,80 @@ CIFAR_FACTS = {"CIFAR/cifar10": ("CIFAR-10", "32e5966899bde482"), "CIFAR/cifar10
 CIFAR_ROWS = [(script, network) for script, networks in CIFAR.items() for network in networks]
 
 
+# ---- Transfer: spec transfer.md sections 1, 2; epochs and widths: Table III; what is not there: the scripts ----------
+IMAGENET_NORM = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+CINIC_NORM = ([0.47889522, 0.47227842, 0.43047404], [0.24205776, 0.23828046, 0.25874835])
+WRN, VGG19, NARROW = "wide_resnet101_2", "vgg19_bn", "resnext50_32x4d"
+BACKBONES = {  # parameters without the head of ImageNet, features
+    WRN: (124_837_696, 2_048), VGG19: (20_035_392, 25_088), NARROW: (22_979_904, 2_048),
+    "resnet18": (11_176_512, 512), "alexnet": (2_469_696, 9_216),
+}  # fmt: skip
+IMAGENET_CLASSIFIER = 143_678_248 - 20_035_392  # of vgg19_bn, trained in place of a head that is never called (Q1)
+
+
+def turned(big, size: int, *more: tuple, degrees=15) -> list[tuple]:
+    """Resize, RandomRotation, RandomCrop, RandomHorizontalFlip (or others)."""
+    resize = ("Resize", (big, big) if isinstance(big, int) else big)
+    return [resize, ("RandomRotation", degrees), *(more or (("RandomCrop", size), ("RandomHorizontalFlip",)))]
+
+
+def square(size: int) -> list[tuple]:
+    return [("Resize", (size, size))]
+
+
+FLIPS, SLOW = (("RandomHorizontalFlip",), ("RandomVerticalFlip",)), [[0.001, 25]]
+PAPER_VGG = lambda batch, epochs=25: {VGG19: (batch, [[0.001, epochs]], (4, 1024, "DBR"), True)}
+# script: data set, classes, images, fingerprint, size, norm, steps of training and of evaluation, and for each network
+#         batch, stages of rate and epochs, layers, width and flavour of Spinal, whether that head is never called
+TRANSFER = {
+    "tl_bird225": ("Bird225", 225, (31_316, 1_125, 1_125), None, 224, CIFAR100_NORM, turned(230, 224), square(224), {
+        WRN: (24, SLOW, (4, 225, "R"), False), **PAPER_VGG(24)}),
+    "tl_caltech101": ("Caltech-101", 101, (6_162, 820, 1_695), None, 224,
+        CIFAR100_NORM, turned(230, 224), square(224), {
+        WRN: (64, [[0.01, 5], [0.001, 5]], (4, 101, "R"), False), **PAPER_VGG(64, 10)}),
+    "tl_cifar10": (
+        "CIFAR-10", 10, (50_000, None, 10_000), "80387ddb9a0edf3f", 256, CIFAR100_NORM, turned(272, 256), square(256), {
+            WRN: (28, [[0.001, 50]], (4, 20, "R"), False), **PAPER_VGG(28)}),
+    "tl_cifar100": ("CIFAR-100", 100, (50_000, None, 10_000), None, 256, CIFAR100_NORM, turned(272, 256), square(256), {
+        WRN: (24, [[0.001, 50]], (4, 512, "DBR"), False), **PAPER_VGG(24)}),
+    "tl_cinic10": ("CINIC-10", 10, (90_000, 90_000, 90_000), None, 448, CINIC_NORM, turned(456, 448), square(448), {
+        WRN: (9, [[0.01, 25], [0.001, 25]], (4, 20, "R"), False), **PAPER_VGG(9)}),
+    "tl_fruits360": ("Fruits 360", 131, (67_692, None, 22_688), None, 128, CIFAR100_NORM,
+        turned(140, 128, ("RandomResizedCrop", 128, (0.08, 1.0)), *FLIPS), [("Resize", 128)], {
+            WRN: (224, [[0.01, 10]], (4, 131, "R"), False), **PAPER_VGG(224, 10)}),
+    "tl_oxford_flowers102": (
+        "Oxford 102 Flower", 102, (6_552, None, 818), None, 448, CIFAR100_NORM, turned(464, 448), square(448), {
+            WRN: (8, [[0.001, 50]], (4, 101, "R"), False), **PAPER_VGG(8),
+            NARROW: (64, [[0.01, 10], [0.001, 30]], (4, 101, "R"), False)}),
+    "tl_stanford_cars": ("Stanford Cars", 196, (8_144, None, 8_041), None, 448,
+        CIFAR100_NORM, turned(456, 448), square(448), {
+        WRN: (9, SLOW, (4, 196, "R"), False), **PAPER_VGG(9)}),
+    "tl_stl10": ("STL-10", 10, (5_000, None, 8_000), None, 256, CIFAR100_NORM, turned(272, 256), square(256), {
+        WRN: (24, [[0.001, 10]], (4, 20, "DBR"), False), **PAPER_VGG(24, 10)}),
+    "tl_svhn": ("SVHN", 10, (73_257, None, 26_032), None, 256, CIFAR100_NORM,
+        turned((272, 320), 256, ("CenterCrop", 272), ("RandomCrop", 256)),
+        [("Resize", (272, 320)), ("CenterCrop", 256)], {
+            WRN: (28, SLOW, (4, 20, "R"), False), **PAPER_VGG(28)}),
+    "tl_mnist": ("MNIST", 10, (54_000, 6_000, 10_000), "20af484a9f71a268", 112, ([0.1307] * 3, [0.3081] * 3),
+        turned(120, 112, ("RandomCrop", 112), ("RandomPerspective",), degrees=10), square(112), {
+            VGG19: (128, [[0.01, 10], [0.001, 10]], (4, 1024, "DBR"), False)}),
+    "tl_fashion_mnist": ("Fashion-MNIST", 10, (54_000, 6_000, 10_000), "2dab287739ea5a2e", 112, TUTORIAL,
+        [("Resize", (120, 120)), FLIPS[0], ("RandomAffine", 10, (0.2, 0.2)), ("RandomResizedCrop", 112, (0.95, 1.0))],
+        square(112), {WRN: (200, [[0.01, 5], [0.001, 5]], (4, 1024, "LIN"), False)}),
+    "tl_hymenoptera": ("Hymenoptera", 2, (244, None, 153), None, 224, IMAGENET_NORM,
+        [("RandomResizedCrop", 224, (0.08, 1.0)), FLIPS[0]], [("Resize", 256), ("CenterCrop", 224)], {
+            "resnet18": (4, SLOW, (6, 5, "LEAKY"), False)}),
+    "tl_monkey10": ("10 Monkey Species", 10, (None, None, 272), None, 300, CIFAR100_NORM,
+        turned(320, 300, ("RandomResizedCrop", 300, (0.08, 1.0)), *FLIPS), square(300), {
+            "alexnet": (40, [[0.01, 10], [0.01, 10]], (4, 20, "R"), False),
+            WRN: (24, [[0.001, 20]], (4, 20, "R"), False)}),
+    "tl_intel_image": ("Intel Image", 6, (14_034, None, 3_000), None, 224,
+        CIFAR100_NORM, turned(230, 224), square(224), {
+        WRN: (24, [[0.001, 20]], (4, 20, "R"), False)}),
+}  # fmt: skip
+TRANSFER_ROWS = [(script, network) for script, facts in TRANSFER.items() for network in facts[8]]
+
+
 # ---- Playing a run ---------------------------------------------------------------------------------------------------
 class Played(Namespace):
     """What was seen of a run: start, epochs, end (lines of its log), and what reached training."""
@@ -312,7 +386,7 @@ def layers_of(network: nn.Module, shape: tuple[int, ...]) -> str:
 
     hooks = [m.register_forward_hook(name) for m in network.modules() if not list(m.children())]
     with torch.no_grad():
-        network.train()(torch.zeros(shape, device="meta"))
+        network.train()(torch.zeros(shape, device=next(network.parameters()).device))
     for hook in hooks:
         hook.remove()
     return ", ".join(called)
@@ -579,3 +653,187 @@ def test_the_table_in_a_docstring_has_the_papers_numbers_and_commands_for_them(s
         found.add((network, title))
     keys = ("network", "head", "layers", "width")
     assert len(found) == len({tuple(row[key] for key in keys) for row in printed}), f"{script}: a row is missing"
+
+
+# ---- Transfer -----------------------------------------------------------------------------------------------------
+class Views(list):
+    """Images of a part, as far as a played run needs them."""
+
+
+def play_transfer(monkeypatch, tmp_path: Path, script: str, argv: list[str], heldout: bool) -> Played:
+    module, seen = load_script(f"Transfer_Learning/{script}"), Played(optimizers=[])
+    build, write, replace = module.build_network, module.write, os.replace
+    parts = dict(train=Views("x" * 40), heldout=Views("xxx") if heldout else None, test=Views("xxxxx"))
+
+    def build_network(network, head, **keywords):
+        with torch.device("meta"):
+            built = build(network, head, **keywords | {"pretrained": False})
+        built.to = lambda *_, **__: built
+        built.state_dict, built.load_state_dict = dict, lambda state: None
+        seen.network, seen.pretrained = built, keywords["pretrained"]
+        return built
+
+    def sweep(model, part, options, recipe, order=None, optimizer=None):
+        if order is not None:
+            seen.optimizers.append((type(optimizer).__name__, *[dict(group) for group in optimizer.param_groups]))
+            seen.batch_size, seen.recipe = recipe["batch_size"], recipe
+        return 1.0, 50.0
+
+    with monkeypatch.context() as patch:
+        facts = {"train": 40, "heldout": 3 * heldout, "test": 5, "sha256": "0" * 16, "official": True}
+        patch.setattr(module, "load_data", lambda *_: Namespace(**parts, facts=facts))
+        patch.setattr(module, "build_network", build_network)
+        patch.setattr(module, "sweep", sweep)
+        patch.setattr(torch, "manual_seed", lambda seed: None)
+        patch.setattr(torch, "save", lambda *_: None)
+        patch.setattr(module, "write", lambda path, lines: lines[-1]["event"] == "epoch" or write(path, lines))
+        patch.setattr(os, "replace", lambda old, new: new.suffix != ".jsonl" or replace(old, new))
+        patch.setattr(torch.optim.SGD, "state_dict", lambda self: {})
+        assert module.main([*argv, "--device", "cpu", "--quiet", "--results-dir", str(tmp_path)]) == 0, script
+    (path,) = tmp_path.glob("logs/*/*.jsonl")
+    seen.start, *seen.epochs, seen.end = map(json.loads, path.read_text().splitlines())
+    seen.path, seen.rates = path, [line["learning_rate"] for line in seen.epochs]
+    return seen
+
+
+def transfer_head(network: str, head: str, spinal: tuple, classes: int) -> tuple[str, int, int]:
+    """Its layers as they are called, parameters, multiplications: spec transfer.md section 1, mnist.md 1.1."""
+    features, (n, w, flavour) = BACKBONES[network][1], spinal
+    if head == "fc" and network in (VGG19, NARROW):
+        w, drop = (4096, ", drop 0.5") if network == VGG19 else (204, "")
+        layers = f"linear {features}>{w}, relu{drop}, linear {w}>{w}, relu{drop}, linear {w}>{classes}"
+    elif head == "fc":
+        layers = f"linear {features}>{classes}"
+    else:
+        before, after = {
+            "R": ("", ", relu"), "LIN": ("", ""), "LEAKY": ("", ", leaky 0.01"),
+            "DBR": ("drop 0.5, ", f", bn {w}, relu"),
+        }[flavour]  # fmt: skip
+        half = features // 2
+        hidden = [f"{before}linear {half + w * (k > 0)}>{w}{after}" for k in range(n)]
+        layers = ", ".join([*hidden, f"{before}linear {n * w}>{classes}"])
+    sizes = [(int(a), int(b)) for a, b in re.findall(r"linear (\d+)>(\d+)", layers)]
+    multiplications = sum(a * b for a, b in sizes)
+    norms = 2 * sum(map(int, re.findall(r"bn (\d+)", layers)))
+    return layers, multiplications + sum(b for _, b in sizes) + norms, multiplications
+
+
+@pytest.mark.parametrize("protocol", ["published", "corrected"])
+@pytest.mark.parametrize("head", ["fc", "spinal"])
+@pytest.mark.parametrize("script, network", TRANSFER_ROWS)
+def test_transfer(script, network, head, protocol, tmp_path, monkeypatch):
+    dataset, classes, counts, fingerprint, size, norm, augmentation, evaluation, networks = TRANSFER[script]
+    batch, stages, spinal, ignored = networks[network]
+    corrected = protocol == "corrected"
+    ignored, heldout = ignored and not corrected, corrected or counts[1] is not None
+    spinal = (4, 1024, "R") if corrected and spinal[2] == "LIN" else spinal
+    flags = ["--network", network, "--head", head, "--protocol", protocol]
+    seen = play_transfer(monkeypatch, tmp_path, script, flags, heldout)
+    settings, recipe = seen.start["settings"], seen.recipe
+    assert seen.start["departures"] == [] and seen.pretrained and settings["dataset"] == dataset
+    assert (recipe["classes"], recipe["image_size"], seen.batch_size) == (classes, size, batch)
+    assert (recipe["mean"], recipe["std"]) == (IMAGENET_NORM if corrected else norm)
+    assert (recipe["augmentation"], recipe["evaluation"]) == (augmentation, evaluation)
+    assert [part for stage in settings["stages"] for part in stage] == pytest.approx(sum(stages, []))
+    assert seen.rates == pytest.approx([rate * 0.1 ** (k // 7) for rate, epochs in stages for k in range(epochs)])
+    for kind, group in seen.optimizers:
+        assert kind == "SGD" and group["momentum"] == 0.9 and not group["nesterov"] and group["dampening"] == 0
+        assert group["weight_decay"] == 0 and len(group["params"]) >= (
+            1 if ignored else len(seen.optimizers[0][1]["params"])
+        )
+    assert settings["selection"] == ("heldout" if heldout else "best_test") and settings["head_ignored"] == ignored
+    assert settings["precision"] == "fp32" and settings["limit"] is None and settings["freeze"] is False
+    place = "fc" if ignored or hasattr(seen.network, "fc") else "classifier"
+    layers, parameters, multiplications = transfer_head(network, head, spinal, classes)
+    assert layers_of(getattr(seen.network, place), (2, BACKBONES[network][1])) == layers
+    total = BACKBONES[network][0] + parameters + IMAGENET_CLASSIFIER * ignored
+    assert seen.start["parameters"] == sum(x.numel() for x in seen.network.parameters()) == total
+    called = 25_088 * 4_096 + 4_096 * 4_096 + 4_096 * 1_000 if ignored else multiplications
+    assert seen.start["fc_multiplications"] == called
+    trained = {id(x) for x in seen.optimizers[0][1]["params"]}
+    dead = {id(x) for x in getattr(seen.network, "fc", nn.Identity()).parameters()} if ignored else set()
+    assert {id(x) for x in seen.network.parameters()} - dead >= trained and not trained & dead
+    n, w = spinal[:2] if head == "spinal" else {VGG19: (2, 4096), NARROW: (2, 204)}.get(network, (0, 0))
+    assert (settings["layers"], settings["width"]) == (n, w)
+    assert settings["flavour"] == (spinal[2] if head == "spinal" else "")
+    label = f"spinal{n}x{w}" if head == "spinal" else "fc"
+    assert (seen.path.parent.name, seen.path.stem) == (script, f"{network}-{label}-{protocol}-s0")
+
+
+@pytest.mark.parametrize("script", TRANSFER)
+def test_transfer_facts(script):
+    module, (dataset, _, counts, fingerprint, *_, networks) = (
+        load_script(f"Transfer_Learning/{script}"),
+        TRANSFER[script],
+    )
+    assert (module.SCRIPT, module.DATASET, module.FINGERPRINT) == (script, dataset, fingerprint)
+    assert [module.IMAGES.get(part) for part in ("train", "heldout", "test")] == list(counts), script
+    assert set(module.RECIPES) == {*networks, "resnet18"}, script
+    options, _ = module.parse_arguments([])
+    assert (options.network, options.head, options.protocol) == (next(iter(networks)), "both", "published"), script
+
+
+# ---- Regression: spec regression.md --------------------------------------------------------------------------------
+@pytest.mark.parametrize("protocol", ["published", "corrected"])
+@pytest.mark.parametrize("head", ["fc", "spinal"])
+@pytest.mark.parametrize("function", ["sum", "sinsum", "product", "sinproduct"])
+def test_synthetic_regression(function, head, protocol, tmp_path, monkeypatch):
+    module, seen = load_script("Regression/synthetic_regression"), Played(calls=[])
+    replace, write = os.replace, module.write
+
+    def train_epoch(network, optimizer, data, order, batch_size):
+        seen.calls.append((len(order), batch_size))
+        seen.network, seen.optimizer, seen.data = network, optimizer, data
+        return 1.0, 1.0
+
+    monkeypatch.setattr(module, "train_epoch", train_epoch)
+    monkeypatch.setattr(module, "mean_squared_error", lambda *_: 1.0)
+    flags = ["--function", function, "--head", head, "--protocol", protocol, "--quiet", "--results-dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write", lambda path, lines: lines[-1]["event"] == "epoch" or write(path, lines))
+        patch.setattr(torch, "save", lambda *_: None)
+        patch.setattr(os, "replace", lambda old, new: new.suffix != ".jsonl" or replace(old, new))
+        assert module.main(flags) == 0
+    (path,) = tmp_path.glob("logs/synthetic_regression/*.jsonl")
+    start, *epochs, _ = map(json.loads, path.read_text().splitlines())
+    label = "fc" if head == "fc" else "spinal6x50"
+    assert path.stem == f"mlp-{label}-{protocol}-{function}-s0" and start["departures"] == []
+    assert seen.calls == [(1_000, 64)] * 200 and {line["learning_rate"] for line in epochs} == {0.01}
+    check_optimizer(
+        seen.optimizer, seen.network, dict(optimizer="Adam", learning_rate=0.01), seen.optimizer.param_groups[0]["lr"]
+    )
+    assert start["settings"]["selection"] == ("minimum" if protocol == "published" else "last")
+    linears = [module for module in seen.network.modules() if isinstance(module, nn.Linear)]
+    x = torch.randn(5, 8)
+    if head == "fc":
+        layers = "linear 8>200, leaky 0.01, linear 200>100, leaky 0.01, linear 100>1"
+        assert layers_of(seen.network, (5, 8)) == layers
+        assert [start["parameters"], start["fc_multiplications"]] == [22_001, 21_700]
+    else:
+        halves, outputs = x.split(4, 1), []
+        for k, layer in enumerate([0, 1, 2, 3, 2, 3] if protocol == "published" else range(6)):  # Q3
+            inputs = torch.cat([halves[k % 2], *outputs[-1:]], 1)
+            outputs.append(nn.functional.leaky_relu(linears[layer](inputs), 0.01))
+        torch.testing.assert_close(seen.network(x), linears[6](torch.cat(outputs, 1)))
+        assert [(layer.in_features, layer.out_features) for layer in linears] == [(4, 50)] + [(54, 50)] * 5 + [(300, 1)]
+        assert [start["parameters"], start["fc_multiplications"]] == [14_301, 14_000]
+
+
+def test_synthetic_regression_data():
+    """Seed 0: spec regression.md 1 and Q1."""
+    module = load_script("Regression/synthetic_regression")
+    variances = {"sum": 7.16, "sinsum": 0.506, "product": 0.421, "sinproduct": 0.0416}
+    for function, variance in variances.items():
+        data = module.make_data(function, "broadcast", 0, torch.device("cpu"))
+        assert float(data.reference.var()) == pytest.approx(variance, rel=3e-3), function
+        assert data.floor == pytest.approx(0.003319, rel=1e-3) and data.targets.shape == (1_000, 1_000)
+        column = module.make_data(function, "column", 0, torch.device("cpu"))
+        assert column.targets.shape == (1_000, 1) and torch.equal(column.targets.flatten(), data.targets.diagonal())
+        noise = (column.targets - data.reference).flatten() + 0.1
+        assert (
+            -0.02 < float(noise.min())
+            and float(noise.max()) < 0.22
+            and float(noise.var()) == pytest.approx(0.00332, rel=0.01)
+        )
+        torch.manual_seed(0)
+        assert torch.equal(data.inputs[:, 0], torch.randn(1_000)) and data.inputs.shape == (1_000, 8)

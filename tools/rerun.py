@@ -5,12 +5,14 @@
     python tools/rerun.py install WORK
 
 `run` copies the scripts to WORK/scripts (an edit of the tree does not disturb the runs), works through the logs of
-results/reference/logs whose names (script/run) contain one of the PATTERNs (default: all), in the order of the patterns, each
-on one thread, and goes on where it was stopped when it is repeated. DATA holds the official sets, SUBSET those that are
-not complete (their logs have data<hash> in their names). `compare` looks at each epoch line and the end line, times and
-dates aside, and prints a table: equal, different, not run again. `install` puts the new logs in the place of the old ones.
-A log that is already made by the present text of its script is left alone by `run` and is not counted by `compare`.
+results/reference/logs whose names (script/run) contain one of the PATTERNs (default: all), in the order of the
+patterns, each on one thread, and goes on where it was stopped when it is repeated. DATA holds the official sets, SUBSET
+those that are not complete (their logs have data<hash> in their names). `compare` looks at each epoch line and the end
+line, times and dates aside, and prints a table: equal, different, not run again. `install` puts the new logs in the
+place of the old ones. A log that the present text of its script has made is left alone by `run` and not counted by
+`compare`, unless --all is given.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,8 +31,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "results" / "reference" / "logs"
 ASIDE = {"seconds", "ended", "peak_memory_bytes"}  # what may differ from run to run
 FOLDERS = ("MNIST", "EMNIST", "CIFAR", "Regression", "Transfer_Learning")
-FLAGS = {"e": "--epochs", "b": "--batch-size", "lr": "--lr", "limit": "--limit", "drop": "--fc-dropout", "px": "--image-size",
-         "w": "--weights"}
+FLAGS = {
+    "e": "--epochs",
+    "b": "--batch-size",
+    "lr": "--lr",
+    "limit": "--limit",
+    "drop": "--fc-dropout",
+    "px": "--image-size",
+    "w": "--weights",
+}
 
 
 def script_of(root: Path, name: str) -> Path:
@@ -47,7 +56,14 @@ def command(log: Path, scripts: Path, results: Path, data: Path, subset: Path) -
         return [str(script_of(scripts, script)), *flags, *(["--noise", "broadcast"] if "broadcast" in options else [])]
     if script == "tabular":
         flags = flags[2:]  # it has one protocol
-        return [str(script_of(scripts, script)), "--demo", "diabetes", "--head", "fc" if head == "fc" else "spinal", *flags]
+        return [
+            str(script_of(scripts, script)),
+            "--demo",
+            "diabetes",
+            "--head",
+            "fc" if head == "fc" else "spinal",
+            *flags,
+        ]
     flags += ["--network", network, "--head", "fc" if head == "fc" else "spinal", "--no-download"]
     if sizes := re.fullmatch(r"spinal(\d+)x(\d+)", head):
         flags += ["--layers", sizes[1], "--width", sizes[2]]
@@ -90,19 +106,31 @@ def differences(old: Path, new: Path) -> list[str]:
 def run(options: argparse.Namespace) -> int:
     scripts = options.work / "scripts"
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, scripts / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, scripts / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     logs = sorted(LOGS.glob("*/*.jsonl"))
-    todo = list(dict.fromkeys(log for pattern in options.patterns or [""] for log in logs
-                              if pattern in f"{log.parent.name}/{log.name}" and not current(log)))
+    todo = list(
+        dict.fromkeys(
+            log
+            for pattern in options.patterns or [""]
+            for log in logs
+            if pattern in f"{log.parent.name}/{log.name}" and (options.all or not current(log))
+        )
+    )
 
     def work(log: Path) -> int:
         started = [sys.executable, *command(log, scripts, options.work / "results", options.data, options.subset)]
-        return subprocess.run(started, cwd=options.work, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                              check=False).returncode
+        return subprocess.run(
+            started, cwd=options.work, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+        ).returncode
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for number, (log, status) in enumerate(zip(todo, pool.map(work, todo), strict=True), start=1):
-            print(f"{number} of {len(todo)}: {log.parent.name}/{log.name}{f' failed ({status})' if status else ''}", flush=True)
+            print(
+                f"{number} of {len(todo)}: {log.parent.name}/{log.name}{f' failed ({status})' if status else ''}",
+                flush=True,
+            )
     return 0
 
 
@@ -111,11 +139,17 @@ def compare(options: argparse.Namespace) -> int:
     groups: dict[tuple, collections.Counter] = collections.defaultdict(collections.Counter)
     notes = []
     for old in sorted(LOGS.glob("*/*.jsonl")):
-        if current(old):
+        if current(old) and not options.all:
             continue
         new = options.work / "results" / "logs" / old.parent.name / old.name
         group = old.parent.name, old.stem.rsplit("-s", 1)[0]
-        state = "not run again" if not new.exists() else "different" if (found := differences(old, new)) else "equal"
+        state = (
+            "not run again"
+            if not new.exists() or not current(new)
+            else "different"
+            if (found := differences(old, new))
+            else "equal"
+        )
         groups[group][state] += 1
         if state == "different":
             notes.append(f"- {old.parent.name}/{old.name}: {len(found)} lines, first: {found[0]}")
@@ -146,9 +180,10 @@ def main() -> int:
     parser.add_argument("patterns", nargs="*")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--subset", type=Path, default=Path("data/subset"))
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--write", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # patterns may come after options
     options.work, options.data, options.subset = (x.resolve() for x in (options.work, options.data, options.subset))
     return {"run": run, "compare": compare, "install": install}[options.what](options)
 
