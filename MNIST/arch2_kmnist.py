@@ -72,12 +72,12 @@ def load_data(options: argparse.Namespace, recipe: dict, device: torch.device) -
         parts = [SOURCE(options.data_dir, train=train, download=not options.no_download) for train in (True, False)]
         arrays = [torch.as_tensor(x) for part in parts for x in (part.data, part.targets)]
         arrays[1::2] = [labels - recipe["first_label"] for labels in arrays[1::2]]
-        counts, digest = [len(labels) for labels in arrays[1::2]], hashlib.sha256()
+        counts, labels, digest = [len(array) for array in arrays], torch.cat(arrays[1::2]), hashlib.sha256()
         for array in arrays:
             digest.update(array.to(torch.uint8).contiguous().numpy())
-        content, official = digest.hexdigest()[:16], counts == [TRAIN_IMAGES, TEST_IMAGES]
-        if official and content != (FINGERPRINT or content) or max(map(torch.max, arrays[1::2])) >= recipe["classes"]:
-            raise ValueError("not the official content")
+        content, official = digest.hexdigest()[:16], counts[1::2] == [TRAIN_IMAGES, TEST_IMAGES]
+        assert counts[::2] == counts[1::2] and 0 <= labels.min() <= labels.max() < recipe["classes"], "foreign labels"
+        assert not official or content == (FINGERPRINT or content), "not the official content"
     except Exception as error:  # missing, damaged and foreign files make torchvision raise what they like
         raise ValueError(f"{DATASET} cannot be had in {options.data_dir} ({str(error) or repr(error)}): delete what is "
                          "damaged there, check network and rights, run again without --no-download") from error

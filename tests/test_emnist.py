@@ -97,7 +97,6 @@ def test_another_split_beside_it_is_no_help(tmp_path, capsys, split):
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.xfail(reason="load_data does not look for a label below the first", raises=IndexError)
 def test_a_label_0_is_damage_where_labels_are_shifted(tmp_path, capsys):
     """A letter 0 does not exist; moved by one it would be class -1."""
     script = script_of("letters")

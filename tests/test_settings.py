@@ -750,6 +750,10 @@ def test_transfer(script, network, head, protocol, tmp_path, monkeypatch):
     assert seen.start["parameters"] == sum(x.numel() for x in seen.network.parameters()) == total
     called = 25_088 * 4_096 + 4_096 * 4_096 + 4_096 * 1_000 if ignored else multiplications
     assert seen.start["fc_multiplications"] == called
+    if spinal[2] == "LEAKY" and head == "spinal":  # Q15: layers 3 and 4 are called again as 5 and 6, which are dead
+        order = list(dict.fromkeys(spinal_calls := [id(layer) for layer in seen.network.fc[0].hidden]))
+        assert [order.index(layer) for layer in spinal_calls] == [0, 1, 2, 3, 2, 3]
+        assert sum(x.numel() for x in seen.optimizers[0][1]["params"]) == total - (7_897 - 5_277)
     trained = {id(x) for x in seen.optimizers[0][1]["params"]}
     dead = {id(x) for x in getattr(seen.network, "fc", nn.Identity()).parameters()} if ignored else set()
     assert {id(x) for x in seen.network.parameters()} - dead >= trained and not trained & dead
