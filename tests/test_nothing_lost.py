@@ -53,6 +53,7 @@ def kill_test_of(root, *flags) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(root / "tools/kill_test.py"), *flags], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_undisturbed_ones():
     """A few kills; results/robustness.md is of all of them. Also SIGTERM and Ctrl-C, once each."""
     points = ["half the log written", "half the checkpoint written", "log renamed, checkpoint not yet removed"]
@@ -70,6 +71,7 @@ def test_every_family_survives_every_point(family):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("good", "bad", "complaint"),
     [
