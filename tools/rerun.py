@@ -1,16 +1,17 @@
 """Runs the logs of the shipped evidence again with the scripts as they are, and compares them line by line.
 
     python tools/rerun.py run WORK --data DATA --subset SUBSET [--jobs 2] [PATTERN ...]
-    python tools/rerun.py compare WORK [--write results/reruns.md]
-    python tools/rerun.py install WORK
+    python tools/rerun.py compare WORK [--old LOGS] [--write results/reruns.md]
+    python tools/rerun.py install WORK [PATTERN ...]
 
 `run` copies the scripts to WORK/scripts (an edit of the tree does not disturb the runs), works through the logs of
 results/reference/logs whose names (script/run) contain one of the PATTERNs (default: all), in the order of the
 patterns, each on one thread, and goes on where it was stopped when it is repeated. DATA holds the official sets, SUBSET
 those that are not complete (their logs have data<hash> in their names). `compare` looks at each epoch line and the end
-line, times and dates aside, and prints a table: equal, different, not run again. `install` puts the new logs in the
-place of the old ones. A log that the present text of its script has made is left alone by `run` and not counted by
-`compare`, unless --all is given.
+line, times and dates aside, and prints a table: equal, different, not run again; --old names a folder with the logs to
+compare with (default: the shipped ones), --write puts the table into a page, below its first words. `install` puts the
+new logs (whose names contain a PATTERN) in the place of the old ones. A log that the present text of its script has
+made is left alone by `run` and not counted by `compare`, unless --all is given.
 """
 
 from __future__ import annotations
@@ -103,6 +104,26 @@ def differences(old: Path, new: Path) -> list[str]:
     return found
 
 
+def seed_of(log: Path) -> int:
+    return int(log.stem.rpartition("-s")[2])
+
+
+def kind_of(log: Path) -> str:
+    return log.stem.rpartition("-s")[0]
+
+
+def processes(logs: list[Path], most: int = 5) -> list[list[Path]]:
+    """The logs in their order; up to five neighbours whose seeds follow each other share a process (4 s to start)."""
+    parts: list[list[Path]] = []
+    for log in logs:
+        last = parts[-1] if parts else []
+        if last and len(last) < most and log == last[-1].with_name(f"{kind_of(log)}-s{seed_of(last[-1]) + 1}.jsonl"):
+            last.append(log)
+        else:
+            parts.append([log])
+    return parts
+
+
 def run(options: argparse.Namespace) -> int:
     scripts = options.work / "scripts"
     for folder in FOLDERS:
@@ -119,18 +140,26 @@ def run(options: argparse.Namespace) -> int:
         )
     )
 
-    def work(log: Path) -> int:
-        started = [sys.executable, *command(log, scripts, options.work / "results", options.data, options.subset)]
+    for log in todo:  # a finished log of an older text would stop its run
+        made = options.work / "results" / "logs" / log.parent.name / log.name
+        if made.exists() and not current(made):
+            made.unlink()
+
+    def work(logs: list[Path]) -> int:
+        started = [sys.executable, *command(logs[0], scripts, options.work / "results", options.data, options.subset)]
         return subprocess.run(
-            started, cwd=options.work, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+            [*started, "--runs", str(len(logs))],
+            cwd=options.work,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=False,
         ).returncode
 
+    parts = processes(todo)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for number, (log, status) in enumerate(zip(todo, pool.map(work, todo), strict=True), start=1):
-            print(
-                f"{number} of {len(todo)}: {log.parent.name}/{log.name}{f' failed ({status})' if status else ''}",
-                flush=True,
-            )
+        for number, (logs, status) in enumerate(zip(parts, pool.map(work, parts), strict=True), start=1):
+            names = f"{logs[0].parent.name}/{logs[0].stem}" + f" to s{seed_of(logs[-1])}" * (len(logs) > 1)
+            print(f"{number} of {len(parts)}: {names}{f' failed ({status})' if status else ''}", flush=True)
     return 0
 
 
@@ -138,11 +167,11 @@ def compare(options: argparse.Namespace) -> int:
     """A table by script and kind of run: equal bit by bit, different and how, not run again."""
     groups: dict[tuple, collections.Counter] = collections.defaultdict(collections.Counter)
     notes = []
-    for old in sorted(LOGS.glob("*/*.jsonl")):
+    for old in sorted((options.old or LOGS).glob("*/*.jsonl")):
         if current(old) and not options.all:
             continue
         new = options.work / "results" / "logs" / old.parent.name / old.name
-        group = old.parent.name, old.stem.rsplit("-s", 1)[0]
+        group = old.parent.name, kind_of(old)
         state = (
             "not run again"
             if not new.exists() or not current(new)
@@ -162,12 +191,15 @@ def compare(options: argparse.Namespace) -> int:
     text = "\n".join([*table, "", *notes]) + "\n"
     print(text)
     if options.write:
-        options.write.write_text(text, encoding="utf-8")
+        page = options.write.read_text(encoding="utf-8") if options.write.exists() else ""
+        options.write.write_text(page.partition("| script |")[0] + text, encoding="utf-8")
     return 0
 
 
 def install(options: argparse.Namespace) -> int:
     for new in sorted((options.work / "results" / "logs").glob("*/*.jsonl")):
+        if not any(pattern in f"{new.parent.name}/{new.name}" for pattern in options.patterns or [""]):
+            continue
         (LOGS / new.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(new, LOGS / new.parent.name / new.name)
     return 0
@@ -182,6 +214,7 @@ def main() -> int:
     parser.add_argument("--subset", type=Path, default=Path("data/subset"))
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--old", type=Path)
     parser.add_argument("--write", type=Path)
     options = parser.parse_intermixed_args()  # patterns may come after options
     options.work, options.data, options.subset = (x.resolve() for x in (options.work, options.data, options.subset))
