@@ -260,7 +260,9 @@ def regression_curves(pyplot: Any, cells: Cells, constants: Constants) -> Any:
                          label="the best constant")
         if axes.dataLim.y1 > 20 * axes.dataLim.y0:
             axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter("")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}" if axes.dataLim.y1 < 200 * axes.dataLim.y0 else "")
+            axes.yaxis.get_minor_locator().set_params(subs=(2, 5))
         axes.set_title(FUNCTIONS.get(function, function))
         axes.set_ylabel("MSE on fresh samples × 1e-3")
     shared_legend(figure)
