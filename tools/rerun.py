@@ -70,7 +70,7 @@ def command(log: Path, scripts: Path, results: Path, data: Path, subset: Path) -
         flags += ["--layers", sizes[1], "--width", sizes[2]]
     place = data
     for option in options:
-        kind, value = re.fullmatch(r"(e|b|lr|limit|drop|px|wnone|w|data|bf16)(.*)", option).groups()
+        kind, value = re.fullmatch(r"(bf16|e|b|lr|limit|drop|px|wnone|w|data)(.*)", option).groups()
         if kind == "data":
             place = data if script.startswith("tl_") else subset
         elif kind == "bf16":
@@ -96,6 +96,8 @@ def differences(old: Path, new: Path) -> list[str]:
     found, pairs = [], list(zip(lines_of(old)[1:], lines_of(new)[1:], strict=False))
     if len(lines_of(old)) != len(lines_of(new)):
         found.append("another number of lines")
+    if len(set(precisions := [lines_of(log)[0]["settings"].get("precision") for log in (old, new)])) > 1:
+        found.append("precision: {} is now {}".format(*precisions))
     for before, after in pairs:
         wrong = [key for key in before.keys() & after.keys() - ASIDE if before[key] != after[key]]
         if wrong:
@@ -117,7 +119,11 @@ def processes(logs: list[Path], most: int = 5) -> list[list[Path]]:
     parts: list[list[Path]] = []
     for log in logs:
         last = parts[-1] if parts else []
-        if last and len(last) < most and log == last[-1].with_name(f"{kind_of(log)}-s{seed_of(last[-1]) + 1}.jsonl"):
+        if (
+            last
+            and len(last) < most
+            and log == last[-1].with_name(f"{kind_of(last[-1])}-s{seed_of(last[-1]) + 1}.jsonl")
+        ):
             last.append(log)
         else:
             parts.append([log])
