@@ -180,7 +180,7 @@ def ends_of(values: Sequence[float], digits: int) -> str:
 
 def seen(sources: Sources) -> dict[str, str]:
     """What one sees in the figures; empty where there are no runs for one."""
-    cells, costs = sources.cells, sources.costs
+    cells, costs, runs = sources.cells, sources.costs, evidence.dropout_runs(sources.cells)
     items = [item for item in sources.images if item.difference.judged]
     rows = {row: logs for (row, variant), logs in cells.runs.items() if variant == "published" and row.table != "I"}
     sides = []
@@ -209,7 +209,8 @@ def seen(sources: Sources) -> dict[str, str]:
     return {
         "forest": "; ".join(sides), "changing": ("; ".join(changing) or "no row") if items else "",
         "lower": share(printed) if rows else "", "changes": ends_of(changes, 1), "steps": ends_of(steps, 2),
-        "moved": spans((name, "", gain) for name, gain in evidence.dropout_gains(evidence.dropout_runs(cells))),
+        "below": share(each.mean < 0 for each in evidence.dropout_differences(runs).values() if each.judged),
+        "moved": spans((name, "", gain) for name, gain in evidence.dropout_gains(runs)),
         "worse": share(worse) if worse else "",
     }
 
