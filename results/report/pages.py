@@ -142,6 +142,15 @@ def equal_dropout(runs: evidence.DropoutRuns) -> str:
     return text + f"; {missing} of {len(found)} {NOT_YET}" * bool(parts and missing)
 
 
+def told_on_parts(rows: Sequence[Row]) -> str:
+    """Decisions on parts of the data, by protocol."""
+    judged = [row for row in rows if row.get("p")]
+    sets = ", ".join(dict.fromkeys(row["dataset"] for row in judged))
+    found = {variant: [row["decision"] for row in judged if row["variant"] == variant] for variant in VARIANTS.values()}
+    texts = [f"{variant}: {tally(decided)}" for variant, decided in found.items() if decided]
+    return f"{sets}: {'; '.join(texts)}" if texts else NOT_YET
+
+
 def answer_values(sources: Sources, made: Tables) -> dict[str, str]:
     """What stands in the five sentences."""
     images, runs, rows = sources.images, evidence.dropout_runs(sources.cells), made["table2"] + made["table3"]
@@ -156,7 +165,7 @@ def answer_values(sources: Sources, made: Tables) -> dict[str, str]:
         "published": told(images, "CNN", "published"), "equal_dropout": equal_dropout(runs),
         "gains": spans((name, "", gain) for name, gain in evidence.dropout_gains(runs)) or f"({NOT_YET})",
         "corrected": told(images, "CNN", "corrected", "corrected-nodropout"),
-        "tutorial": told(images, "CNN (tutorial)", "corrected"),
+        "parts": told_on_parts(made["cnn_parts"]), "tutorial": told(images, "CNN (tutorial)", "corrected"),
         "judged": str(len(judged)), "sets": ", ".join(dict.fromkeys(row["dataset"] for row in judged)) or "none",
         "apart": str(sum(row["verdict"].startswith("told apart") for row in judged)),
         "alike": str(sum(row["verdict"].startswith("not told apart") for row in judged)),
