@@ -70,3 +70,10 @@ def test_compare_sees_one_changed_digit_and_nothing_else(tmp_path, capsys):
         rerun.compare(options)
         assert expected in capsys.readouterr().out
         assert page.read_text().startswith("First words.\n\n| script | runs |") and expected in page.read_text()
+
+
+def test_a_log_in_another_precision_is_different_and_says_so(tmp_path):
+    old = next(log for log in LOGS if rerun.lines_of(log)[0]["settings"].get("precision") == "fp32")
+    new = tmp_path / "new.jsonl"
+    new.write_text(old.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
+    assert rerun.differences(old, new) == ["precision: fp32 is now bf16"]
