@@ -294,7 +294,7 @@ def table(record: dict) -> str:
     for row in record["rows"]:
         share = 100 * row["flops_per_second"] / record["matrix_peak"][row["precision"]]
         cells = [row["network"], row["way"], row["threads"], f"{row['images']:,}", f"{row['images_per_second']:,.0f}"]
-        cells += [f"{row['ratio']:.1f}", f"{row['input_microseconds']:.1f}", f"{share:.0f}"]
+        cells += [f"{row['ratio']:.2f}", f"{row['input_microseconds']:.1f}", f"{share:.0f}"]
         cells += [f"{value:.1f}" for value in row["accuracy_pct"]]
         cells += [f"{row['memory_bytes'] / 2**20:.0f}"] if cuda else []
         lines.append("| " + " | ".join(map(str, cells)) + " |")
