@@ -111,7 +111,7 @@ def test_a_short_bench_fills_its_page(tmp_path, monkeypatch, capsys):
     }
     path.write_text(json.dumps(record))
     assert bench.main(["--page-only", *here]) == 0
-    assert "| cnn | ours, fp32 | 1 | 200 | 7,000 | 3.2 | " in (tmp_path / "bench.md").read_text()
+    assert "| cnn | ours, fp32 | 1 | 200 | 7,000 | 3.25 | " in (tmp_path / "bench.md").read_text()
     assert " | 5 | 80.0 | 81.0 |" in (tmp_path / "bench.md").read_text()
 
 

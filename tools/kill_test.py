@@ -245,7 +245,8 @@ class Trial:
     def __init__(self, family: str, root: Path):
         self.family, self.root, self.folders = family, root, 0
         self.hit, self.points, self.runs, self.lines, self.differing = Counter(), 0, 0, 0, []
-        self.torn = self.torn_now = 0  # checkpoints that were cut, in all and in this run
+        self.torn, self.cut = 0, {}  # checkpoints that were cut: how many in all; this run's, and when
+        self.cut_at_start = 0  # how often a process of this run was started on one; it was killed before it wrote anew
         self.latency: dict[int, list[float]] = {signal.SIGTERM: [], signal.SIGINT: []}
         process = Process(family, root / "uninterrupted", None, True)
         process.begun()
@@ -254,6 +255,7 @@ class Trial:
         self.seconds, self.expected = time.monotonic() - began, logs_of(root / "uninterrupted")
 
     def start(self, point: str | None = None, fork: bool = True) -> Process:
+        self.cut_at_start += sum(path.exists() and path.stat().st_mtime_ns == at for path, at in self.cut.items())
         return Process(self.family, self.root / f"run{self.folders}", point, fork)
 
     def expect(self, process: Process, wanted: int) -> None:
@@ -268,9 +270,9 @@ class Trial:
         self.expect(process, 0)
         folder = self.root / f"run{self.folders}"
         said = process.output.read_text()
-        if (anew := said.count(" begins anew")) > self.torn_now:
-            raise Failed(f"{self.family}: {anew} checkpoints were not used, {self.torn_now} were cut:\n{said}")
-        self.torn, self.torn_now = self.torn + self.torn_now, 0
+        if (anew := said.count(" begins anew")) > self.cut_at_start:
+            raise Failed(f"{self.family}: {anew} checkpoints were not used, {self.cut_at_start} had been cut:\n{said}")
+        self.cut, self.cut_at_start = {}, 0
         logs = logs_of(folder)
         left = [path.name for path in folder.rglob("*") if path.suffix in (".pt", ".tmp", ".part")]
         if set(logs) != set(self.expected) or left:
@@ -312,7 +314,7 @@ class Trial:
         for path in (self.root / f"run{self.folders}").glob("logs/*/*.pt"):
             if chance.random() < 1 / 3:
                 os.truncate(path, int(path.stat().st_size * chance.random()))
-                self.torn_now += 1
+                self.torn, self.cut[path] = self.torn + 1, path.stat().st_mtime_ns
 
     def kill_at_points(self, points: list[str]) -> None:
         """Two a run, so that each process has enough of the run before it."""

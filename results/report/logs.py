@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMAS = (1, 2)
+SCHEMA = 2
 LARGEST = 1e60  # a number beyond it is nonsense here, and its square would overflow
 
 
@@ -156,8 +156,8 @@ def check_start(start: dict[str, Any], script: str, run: str) -> None:
     if start["event"] != "start":
         raise BadLog(1, "the first line is not a start line")
     check_keys(1, start, START)
-    if start["schema"] not in SCHEMAS:
-        raise BadLog(1, f"schema {start['schema']}, this program reads schema {' and '.join(map(str, SCHEMAS))}")
+    if start["schema"] != SCHEMA:
+        raise BadLog(1, f"schema {start['schema']}, this program reads schema {SCHEMA}")
     settings = start["settings"]
     check_keys(1, settings, SETTINGS, "settings.")
     check_keys(1, settings, "function:text noise:text" if settings["dataset"] == "synthetic" else "", "settings.")
