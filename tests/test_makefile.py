@@ -411,6 +411,32 @@ def test_a_second_job_for_a_run_is_refused_while_the_first_or_its_command_lives(
     )
 
 
+def test_a_stopped_run_is_stopped_at_once_and_running_when_it_goes_on_by_hand(tmp_path, monkeypatch):
+    """Not only when its last line is a minute old: `make slurm` submits it again without waiting."""
+    log = tmp_path / "logs/x/a.jsonl"
+    part = log.with_name("a.jsonl.part")
+    writes = "import sys, time; open(sys.argv[1], 'w').close(); print('up', flush=True); time.sleep(60)"
+    wait = job(log, sys.executable, "-c", writes, part, stdout=subprocess.PIPE)
+    assert wait.stdout.readline() == "up\n"
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import runs
+
+    def state() -> str:
+        runs.look(run := runs.Run("x", log, "", ""))
+        return run.state
+
+    assert state() == "running"
+    wait.terminate()
+    assert wait.wait(20) == 143 and state() == "stopped"
+    later = time.time() + 5
+    os.utime(part, (later, later))
+    assert state() == "running"
+    os.utime(part, (later - 700, later - 700))
+    os.utime(log.with_suffix(".running"), (later - 800, later - 800))
+    assert state() == "stopped", "the note is no other machine's"
+    assert job(log, "mv", part, log).wait(20) == 0 and [path.name for path in log.parent.iterdir()] == [log.name]
+
+
 def test_a_killed_run_says_so_and_a_command_that_is_none_too(tmp_path):
     for command, status, reason in (
         (["bash", "-c", "kill -9 $$"], 137, "ended by SIGKILL (too little memory?)"),

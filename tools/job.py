@@ -2,7 +2,8 @@
 
 The Makefile and tools/slurm.py put this before each run. While the command runs, RUN.running beside the log holds the
 name of the host and the process number, and its lock: a second job for the same log on this host is refused. The
-command inherits the lock, so that it lasts as long as the run itself, however either of them ends.
+command inherits the lock, so that it lasts as long as the run itself, however either of them ends. Where a stopped or
+failed run leaves an unfinished log, the file stays and says that it has ended.
 
 The command's error output is passed on; if the command fails, its status, last message and command line are kept in
 results/failed/SCRIPT/RUN.json, where `make status` and the summary of `make reproduce-...` find them, until a later
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+ENDED = "ended\n"  # in place of the process and its host
 
 
 def failure_of(log: Path) -> Path:
@@ -61,11 +63,26 @@ def take(note: Path) -> int:
     raise Taken(owner or "another job")
 
 
+def leave(log: Path) -> None:
+    """Removes the note; of an unfinished run it says instead that the job has ended, whose last line may be young."""
+    note, part = note_of(log), log.with_name(f"{log.name}.part")
+    if not part.exists():
+        note.unlink(missing_ok=True)
+        return
+    ended = note.with_suffix(".ended")  # a new file: the old one may be locked for another moment
+    ended.write_text(ENDED, encoding="utf-8")
+    ended.replace(note)
+
+
 def is_running(log: Path) -> bool | None:
-    """Does a job on this host run it? None: there is no note, or it is another host's."""
+    """Does a job on this host run it? None: there is no note, it is another host's, or the run went on by hand."""
     try:
         with note_of(log).open("r", encoding="utf-8", errors="replace") as note:
-            if note.read().strip().partition(" on ")[2] != platform.node():
+            said = note.read()
+            if said == ENDED:
+                later = log.with_name(f"{log.name}.part").stat().st_mtime_ns > os.fstat(note.fileno()).st_mtime_ns
+                return None if later else False
+            if said.strip().partition(" on ")[2] != platform.node():
                 return None
             fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
@@ -123,7 +140,7 @@ def main(argv: list[str]) -> int:
         status, reason = 127, f"error: {command[0]} cannot be run ({error.strerror})"
         print(reason, file=sys.stderr)
     finally:
-        note_of(log).unlink(missing_ok=True)
+        leave(log)
     if status == 0:
         failure_of(log).unlink(missing_ok=True)
     elif status not in STOPPED:

@@ -34,7 +34,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from job import failure_of, is_running, note_of
+from job import ENDED, failure_of, is_running, note_of
 
 STATES = ("done", "running", "failed", "stopped", "waiting")
 TOO_LONG = 12 * 3600.0  # seconds of one run on a CPU
@@ -106,7 +106,8 @@ def alive(run: Run, part: Path) -> bool:
     if here is not None:
         return here
     note, patience = note_of(run.log), max(60.0, 3 * max(run.seconds)) if run.seconds else 600.0
-    return age(part) < patience or (note.exists() and min(age(part), age(note)) < max(3600.0, patience))
+    elsewhere = note.exists() and note.read_text(encoding="utf-8", errors="replace") != ENDED
+    return age(part) < patience or (elsewhere and min(age(part), age(note)) < max(3600.0, patience))
 
 
 def look(run: Run) -> None:
