@@ -57,7 +57,7 @@ def first_hour(tree, *arguments: str) -> subprocess.CompletedProcess:
     """The tool, which takes the stand-in for its python."""
     program = f"import sys; sys.path.insert(0, 'tools'); sys.executable = '{tree}/bin/python'; import gpu_first_hour; "
     command = [sys.executable, "-c", f"{program}sys.exit(gpu_first_hour.main(sys.argv[1:]))", *arguments]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
