@@ -13,6 +13,7 @@ status: the command's own, 128 + the signal that ended it, or 2 for wrong use or
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -66,12 +67,13 @@ def take(note: Path) -> int:
 def leave(log: Path) -> None:
     """Removes the note; of an unfinished run it says instead that the job has ended, whose last line may be young."""
     note, part = note_of(log), log.with_name(f"{log.name}.part")
-    if not part.exists():
-        note.unlink(missing_ok=True)
-        return
-    ended = note.with_suffix(".ended")  # a new file: the old one may be locked for another moment
-    ended.write_text(ENDED, encoding="utf-8")
-    ended.replace(note)
+    with contextlib.suppress(OSError):  # a full disk: the old note without its lock says the same on this host
+        if part.exists():
+            ended = note.with_name(f"{note.name}.tmp")  # a new file: the old one may be locked for another moment
+            ended.write_text(ENDED, encoding="utf-8")
+            ended.replace(note)
+        else:
+            note.unlink(missing_ok=True)
 
 
 def is_running(log: Path) -> bool | None:

@@ -252,7 +252,7 @@ class Trial:
         self.family, self.root, self.folders = family, root, 0
         self.hit, self.points, self.runs, self.lines, self.differing = Counter(), 0, 0, 0, []
         self.torn, self.cut = 0, {}  # checkpoints that were cut: how many in all; this run's, and when
-        self.cut_at_start = 0  # how often a process of this run was started on one; it was killed before it wrote anew
+        self.cut_at_start = 0  # starts that met one: more than cuts, where a kill came before the next checkpoint
         self.latency: dict[int, list[float]] = {signal.SIGTERM: [], signal.SIGINT: []}
         process = Process(family, root / "uninterrupted", None, True)
         process.begun()
