@@ -695,7 +695,7 @@ def test_check_writes_nothing_and_notices_an_edit(results, capsys):
 def test_latex_escapes_and_has_equal_numbers_of_cells(results):
     put(results, image_log(0, [98.0]))
     run(results)
-    for name in ("table1", "table1_learnt", "table2", "table3", "dropout"):
+    for name in ("table1", "table1_learnt", "table2", "table3", "dropout", "vgg5_parts", "cnn_parts"):
         lines = (results / "tables" / f"{name}.tex").read_text(encoding="utf-8").splitlines()
         columns = lines[1].count("l", len(r"\begin{tabular}{"))
         bodies = [line for line in lines if line.endswith(r"\\") and "multicolumn" not in line]
@@ -703,7 +703,18 @@ def test_latex_escapes_and_has_equal_numbers_of_cells(results):
         assert r"Wide\_ResNet-101\_2" in "".join(lines) or name != "table3"
         assert "".join(lines[1:]).count("%") == "".join(lines[1:]).count(r"\%")
         whole = (results / "tables/tables.tex").read_text(encoding="utf-8")
-        assert f"input{{{name}.tex}}" in whole
+        assert rf"\fitted{{{name}.tex}}" in whole
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX on this machine")
+def test_the_latex_of_all_tables_fits_its_pages(tmp_path):
+    """The tables that ship, with all their rows, and nothing over the edge of a page."""
+    for table in (ROOT / "results/reference/tables").glob("*.tex"):
+        shutil.copy(table, tmp_path)
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"], cwd=tmp_path,
+                          capture_output=True, text=True, errors="replace", timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and "(5 pages" in done.stdout
 
 
 @pytest.mark.parametrize("name, spoil", [

@@ -51,7 +51,7 @@ FORMS: dict[str, tuple[list[Column], list[str]]] = {
     "precision": (evidence.PRECISION, evidence.PRECISION_CSV),
     "other_runs": (tables.OTHER, tables.OTHER_CSV),
 }
-IN_LATEX = ("table1", "table2", "table2_pairs", "table3", "dropout")
+IN_LATEX = ("table1", "table2", "table2_pairs", "table3", "dropout", "vgg5_parts", "cnn_parts")
 
 
 def table_rows(sources: Sources, reference: Cells | None = None) -> Tables:

@@ -99,7 +99,7 @@ def difference_fields(difference: Difference, decision: tuple[float | None, str,
         "difference_cell": difference_text(difference), "ahead": f"{difference.ahead} of {difference.pairs}",
         "correlation": number(difference.correlation, 2, "+"), "p": p_value(difference.p) if difference.judged else "",
         "p_holm": p_value(decision[0]), "alone": decision[1], "decision": decision[2],
-                     "equivalent": stats.equivalent(difference, margin)}
+        "equivalent": stats.equivalent(difference, margin)}
 
 
 def pair_rows(items: Sequence[Comparison]) -> list[Row]:
@@ -133,8 +133,9 @@ def accuracy_row(row: PaperRow, default: PaperRow | None, cells: Cells, referenc
         "table": row.table, "dataset": row.dataset + " (arXiv v2 only)" * ("v2" in row.table), "script": row.script,
         "network": NETWORKS.get(row.network, row.network), "head": head_name(row), "epochs": row.epochs,
         "paper_mean": mean, "paper_best": best, "parameters_printed": row.metric("parameters_printed"),
-              "runs": str(len(logs)),
-        "paper_error_reduction": row.metric("error_reduction_best_pct_printed", "error_reduction_pct_printed"),
+        "paper_error_reduction": row.metric("error_reduction_best_pct_printed",
+                                            "error_reduction_pct_printed").replace("-", "−"),
+        "runs": str(len(logs)),
         "mean_cell": mean_cell(logs), "verdict": stats.judge_row(values, mean, best, resolution)}
     if reference and (theirs := reference.of(row, "published")):
         fields |= {"reference_runs": str(len(theirs)), "reference_cell": mean_cell(theirs)}
