@@ -160,8 +160,8 @@ def answer_values(sources: Sources, made: Tables) -> dict[str, str]:
     lacking = dict.fromkeys(row["network"] for row in rows if row["network"] not in have)
     vgg = [row for row in made["vgg5_parts"] if row.get("p")]
     parts = [f"{row['dataset']} {row['difference_cell'].rpartition(' (')[0]} ({row['variant']}, {row['epochs']} "
-             f"epochs, {row['precision']}, {row['pairs']} pairs, 80 % power from {row['detectable']}; the paper, all data: "
-             f"{row['paper_difference']})" for row in vgg]
+             f"epochs, {row['precision']}, {row['pairs']} pairs, 80 % power from {row['detectable']}; the paper, "
+             f"all data: {row['paper_difference']})" for row in vgg]
     return {
         "published": told(images, "CNN", "published"), "equal_dropout": equal_dropout(runs),
         "gains": spans((name, "", gain) for name, gain in evidence.dropout_gains(runs)) or f"({NOT_YET})",
