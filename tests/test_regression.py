@@ -251,14 +251,11 @@ def test_an_epoch_equals_a_loop_written_by_hand(tmp_path, head, noise):
     ],
 )
 def test_the_first_epochs_are_those_of_the_log_that_ships(tmp_path, cell, flags):
-    """Digit by digit with its version of torch on a processor like its own."""
+    """To 1 %: processors add in different orders, and 48 steps of training let the last digits grow."""
     (lines,) = train(tmp_path, *flags, "--epochs", "3", "--seed", "7").values()
     shipped = without_times(SHIPPED / f"mlp-{cell}-s7.jsonl")
-    alike = shipped[0]["provenance"]["versions"]["torch"] == torch.__version__
-    exact = alike and torch.backends.cpu.get_cpu_capability() == "AVX512"
     for ours, theirs in zip(lines[1:4], shipped[1:4]):
-        assert ours == (theirs if exact else {key: pytest.approx(x, rel=1e-2) if key != "event" else x
-                                              for key, x in theirs.items()})
+        assert ours == {key: pytest.approx(x, rel=1e-2) if key != "event" else x for key, x in theirs.items()}
     same = ("parameters", "fc_multiplications", "data", "seed", "script")
     assert [lines[0][key] for key in same] == [shipped[0][key] for key in same]
     assert lines[0]["settings"] == shipped[0]["settings"] | {"epochs": 3}

@@ -235,15 +235,13 @@ def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, capsys, argumen
 # ---- Runs ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("head", ["fc", "spinal"])
 def test_the_first_epochs_are_those_of_the_log_that_ships(tmp_path, head):
-    """Digit by digit with its version of torch on a processor like its own."""
+    """To 1 %: processors add in different orders, and four epochs of training let the last digits grow."""
     (lines,) = train(tmp_path, "--demo", "diabetes", "--head", head, "--epochs", "4", "--seed", "3").values()
     (path,) = SHIPPED.glob(f"mlp-{head}*-corrected-diabetes-split2-6x20-datae9c1f755-s3.jsonl")
     shipped = [json.loads(line) for line in path.read_text().splitlines()]
-    alike = shipped[0]["provenance"]["versions"]["torch"] == torch.__version__
-    exact = alike and torch.backends.cpu.get_cpu_capability() == "AVX512"
     for ours, theirs in zip(lines[1:5], shipped[1:5]):
         for key in ("epoch", "learning_rate", "train_loss", "heldout_mse"):
-            assert ours[key] == (theirs[key] if exact else pytest.approx(theirs[key], rel=1e-2))
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-2)
     same = ("parameters", "fc_multiplications", "data", "seed", "script")
     assert [lines[0][key] for key in same] == [shipped[0][key] for key in same]
     assert lines[0]["settings"] == shipped[0]["settings"] | {"epochs": 4}
