@@ -17,10 +17,10 @@ from conftest import ROOT
 
 PAPER = ROOT / "results" / "paper.csv"
 
-sys.path.insert(0, str(ROOT / "results"))  # where the command runs from
-import aggregate  # noqa: E402
-from report import evidence  # noqa: E402
-from report import statistics as report_statistics  # noqa: E402
+sys.path.insert(0, str(ROOT / "tools"))  # where the command runs from
+from report import make as aggregate  # noqa: E402
+from report import series as evidence  # noqa: E402
+from report import inference as report_statistics  # noqa: E402
 
 PROVENANCE = {"script_sha256": "0123456789abcdef", "device": "cpu", "device_name": "test", "threads": 1,
               "versions": {"torch": "2.15.0"}}
@@ -666,7 +666,7 @@ def test_same_logs_give_the_same_bytes(results):
     (results / "logs" / "mnist" / "broken.jsonl").write_text("{")
 
     def written(hash_seed):
-        command = [sys.executable, str(ROOT / "results" / "aggregate.py"), "--results-dir", str(results)]
+        command = [sys.executable, str(ROOT / "tools" / "report" / "make.py"), "--results-dir", str(results)]
         environment = {"PYTHONHASHSEED": hash_seed, "MPLCONFIGDIR": str(results.parent / "mpl")}
         subprocess.run(command, check=True, capture_output=True, env=environment)
         return {path.relative_to(results).as_posix(): path.read_bytes() for path in sorted(results.rglob("*"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, load_script
 
-sys.path.insert(0, str(ROOT / "results"))
+sys.path.insert(0, str(ROOT / "tools"))
 from report import logs as report_logs  # noqa: E402
 
 CASES = int(os.environ.get("SPINALNET_FUZZ", "200"))
@@ -220,8 +220,7 @@ def test_a_damaged_log_is_refused_or_its_numbers_agree(scratch, case):
 # -----------------------------------------------------------------------------------------------------
 def group_of(tmp_path, change, where):
     """Two seeds of a real row, the second one changed; how the aggregator's command line and its cells take them."""
-    import aggregate
-    from report import cells, paper
+    from report import make, paper, rows
 
     folder = tmp_path / "logs" / "mnist"
     folder.mkdir(parents=True)
@@ -233,9 +232,9 @@ def group_of(tmp_path, change, where):
             (start["settings"] if where == "settings" else start["data"]).update(change)
             lines[0] = json.dumps(start)
         (folder / name).write_text("\n".join(lines) + "\n")
-    assert aggregate.main(["--results-dir", str(tmp_path), "--check"]) == 1  # nothing is written yet
+    assert make.main(["--results-dir", str(tmp_path), "--check"]) == 1  # nothing is written yet
     logs, findings = report_logs.read_logs(tmp_path / "logs")
-    sorted_out = cells.sort_into_cells(logs, paper.read_paper(ROOT / "results/paper.csv"))
+    sorted_out = rows.sort_into_cells(logs, paper.read_paper(ROOT / "results/paper.csv"))
     return [len(group) for group in sorted_out.runs.values()], len(findings) + len(sorted_out.findings) + len(
         sorted_out.others
     )

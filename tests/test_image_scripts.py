@@ -27,7 +27,7 @@ from torchvision import transforms
 from conftest import ROOT, load_script
 from image_data import ARCH2, SETS, files_of, pictures, write_data
 
-sys.path.insert(0, str(ROOT / "results"))
+sys.path.insert(0, str(ROOT / "tools"))
 from report import logs as report_logs  # noqa: E402
 
 FAMILY = [*SETS, "MNIST/optdigits"]

@@ -58,7 +58,7 @@ def test_numbers_of_the_first_page_are_those_of_the_report():
 
 def test_report_is_what_the_committed_logs_give():
     done = subprocess.run(
-        [sys.executable, "results/aggregate.py", "--reference", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "tools/report/make.py", "--reference", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

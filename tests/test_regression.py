@@ -278,7 +278,7 @@ def test_minima_at_100_and_200_are_those_of_the_epoch_lines(tmp_path, monkeypatc
 
 
 def test_the_report_reads_these_logs(tmp_path):
-    sys.path.insert(0, str(ROOT / "results"))
+    sys.path.insert(0, str(ROOT / "tools"))
     from report.logs import read_logs
 
     train(tmp_path, "--function", "sum", "--epochs", "2")

@@ -9,13 +9,13 @@ import pytest
 
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "results"))
 sys.path.insert(0, str(ROOT / "tools"))
-import aggregate  # noqa: E402
+sys.path.insert(0, str(ROOT / "tools"))
+from report import make as aggregate  # noqa: E402
 import measure_costs  # noqa: E402
-from report import audit, costs, evidence, rules  # noqa: E402
-from report.cells import part_comparisons  # noqa: E402
-from report.facts import UserError  # noqa: E402
+from report import audit, costs, rules, series as evidence  # noqa: E402
+from report.rows import part_comparisons  # noqa: E402
+from report.names import UserError  # noqa: E402
 from report.paper import read_paper  # noqa: E402
 
 REFERENCE = ROOT / "results/reference"

@@ -293,7 +293,7 @@ def test_a_diverging_run_ends_and_says_so(tmp_path):
 
 
 def test_the_report_reads_these_logs(tmp_path):
-    sys.path.insert(0, str(ROOT / "results"))
+    sys.path.insert(0, str(ROOT / "tools"))
     from report.logs import read_logs
 
     train(tmp_path, "--demo", "diabetes", "--epochs", "2")

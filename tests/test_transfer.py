@@ -20,7 +20,7 @@ from torchvision import transforms
 from conftest import ROOT, load_script
 from transfer_data import SIZES, WRITERS, pixels, without_checksums
 
-sys.path[:0] = [str(ROOT / "results"), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT / "tools")]
 import scale_images  # noqa: E402  (tools/ and results/ are no packages)
 from report.logs import read_log  # noqa: E402
 

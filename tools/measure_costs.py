@@ -31,7 +31,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "results"))
+sys.path.insert(0, str(ROOT / "tools"))
 from report.paper import read_paper  # noqa: E402
 
 COLUMNS = ("script", "network", "head", "layers", "width", "input", "parameters", "fc_multiplications", "macs")

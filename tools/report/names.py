@@ -1,20 +1,51 @@
 """Names that the whole report shares."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE_VARIANCE = 0.04 / 12  # of 0.2 * uniform[0, 1), Table I
-FUNCTIONS = {"sum": "sum", "sinsum": "sine of sum", "product": "product", "sinproduct": "sine of product"}
-NETWORKS = {"cnn": "CNN", "vgg5": "VGG-5", "vgg11": "VGG-11", "vgg13": "VGG-13", "vgg16": "VGG-16", "vgg19": "VGG-19",
-            "resnet18": "ResNet-18", "resnet34": "ResNet-34", "lenet": "CNN (tutorial)", "densenet": "DenseNet",
-            "vgg19_bn": "VGG-19_bn", "wide_resnet101_2": "Wide_ResNet-101_2", "mlp": "MLP"}
-SCRIPT_ORDER = ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist_digits", "emnist_letters", "emnist_balanced",
-                "cifar10", "cifar100")
+FUNCTIONS = {
+    "sum": "sum",
+    "sinsum": "sine of sum",
+    "product": "product",
+    "sinproduct": "sine of product",
+}
+NETWORKS = {
+    "cnn": "CNN",
+    "vgg5": "VGG-5",
+    "vgg11": "VGG-11",
+    "vgg13": "VGG-13",
+    "vgg16": "VGG-16",
+    "vgg19": "VGG-19",
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "lenet": "CNN (tutorial)",
+    "densenet": "DenseNet",
+    "vgg19_bn": "VGG-19_bn",
+    "wide_resnet101_2": "Wide_ResNet-101_2",
+    "mlp": "MLP",
+}
+SCRIPT_ORDER = (
+    "mnist",
+    "fashion_mnist",
+    "kmnist",
+    "qmnist",
+    "emnist_digits",
+    "emnist_letters",
+    "emnist_balanced",
+    "cifar10",
+    "cifar100",
+)
 FOLDERS = ("MNIST", "EMNIST", "CIFAR", "Regression", "Transfer_Learning")
 HEAD_KEYS = {"head", "layers", "width", "fc_dropout", "flavour"}  # settings that belong to a head
-VARIANTS = {"published": "published", "published-broadcast": "published, broadcast noise", "corrected": "corrected",
-            "corrected-nodropout": "corrected, no dropout"}
+VARIANTS = {
+    "published": "published",
+    "published-broadcast": "published, broadcast noise",
+    "corrected": "corrected",
+    "corrected-nodropout": "corrected, no dropout",
+}
 
 
 class UserError(Exception):

@@ -1,4 +1,5 @@
 """Which run belongs to which row of the paper, and Spinal against FC: rows and parts of the data, never together."""
+
 from __future__ import annotations
 
 import functools
@@ -7,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from report.facts import FUNCTIONS, HEAD_KEYS, NETWORKS, VARIANTS, script_order
+from report.inference import Difference, paired, paired_difference
 from report.logs import Finding, Log, canonical
+from report.names import FUNCTIONS, HEAD_KEYS, NETWORKS, VARIANTS, script_order
 from report.paper import PaperRow
-from report.statistics import Difference, paired, paired_difference
 
 
 @dataclass
 class Cells:
     """All logs; runs by (row of the paper, variant), the others, and what was left out or deserves a note."""
+
     logs: list[Log]
     runs: dict[tuple[PaperRow, str], list[Log]]
     others: list[tuple[Log, str]]
@@ -36,8 +38,11 @@ def variant_of(log: Log) -> str:
 
 def without_dropout(log: Log) -> bool:
     """A corrected run with `--fc-dropout 0`: both heads without dropout, the other way to treat them equally."""
-    return (log.settings["protocol"] == "corrected" and "fc_dropout" in log.departures
-            and log.settings.get("fc_dropout") == 0)
+    return (
+        log.settings["protocol"] == "corrected"
+        and "fc_dropout" in log.departures
+        and log.settings.get("fc_dropout") == 0
+    )
 
 
 def place(log: Log, rows: Sequence[PaperRow]) -> tuple[PaperRow | None, str]:
@@ -59,7 +64,11 @@ def place(log: Log, rows: Sequence[PaperRow]) -> tuple[PaperRow | None, str]:
 
 def differing_keys(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
     """Keys whose values are not the same."""
-    return sorted(key for key in left.keys() | right.keys() if canonical(left.get(key)) != canonical(right.get(key)))
+    return sorted(
+        key
+        for key in left.keys() | right.keys()
+        if canonical(left.get(key)) != canonical(right.get(key))
+    )
 
 
 def largest_group(logs: list[Log], name: str) -> tuple[list[Log], list[Finding]]:
@@ -83,7 +92,10 @@ def provenance_note(name: str, logs: list[Log]) -> list[str]:
     for key in ("script_sha256", "device_name", "versions"):
         values = Counter(canonical(log.start["provenance"][key]).strip('"') for log in logs)
         if len(values) > 1:
-            parts.append(f"{key}: " + ", ".join(f"{value} ({count} runs)" for value, count in sorted(values.items())))
+            parts.append(
+                f"{key}: "
+                + ", ".join(f"{value} ({count} runs)" for value, count in sorted(values.items()))
+            )
     return [f"{name}: {'; '.join(parts)}"] if parts else []
 
 
@@ -101,7 +113,11 @@ def sort_into_cells(logs: list[Log], paper: list[PaperRow]) -> Cells:
         else:
             gathered[row, variant_of(log)].append(log)
     for (row, variant), members in gathered.items():
-        name = " ".join(filter(None, (row.script, row.function, NETWORKS.get(row.network), head_name(row), variant)))
+        name = " ".join(
+            filter(
+                None, (row.script, row.function, NETWORKS.get(row.network), head_name(row), variant)
+            )
+        )
         cells.runs[row, variant], findings = largest_group(members, name)
         cells.findings += findings
         cells.notes += provenance_note(name, cells.runs[row, variant])
@@ -116,12 +132,15 @@ def head_name(row: PaperRow) -> str:
 
 def head_of(settings: dict[str, Any]) -> str:
     """The same of a run."""
-    return "FC" if settings["head"] == "fc" else f"Spinal {settings['layers']} × {settings['width']}"
+    return (
+        "FC" if settings["head"] == "fc" else f"Spinal {settings['layers']} × {settings['width']}"
+    )
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The pairs of one Spinal head under one variant. `row`: of the paper, or none where the runs are no row."""
+
     dataset: str
     script: str
     network: str
@@ -157,12 +176,15 @@ class Comparison:
 
 def printed_difference(row: PaperRow | None, default: PaperRow | None) -> float | None:
     """Difference of the paper's averages, in points; of the single numbers where v2 prints no more."""
-    means = [each.metric("accuracy_avg_pct", "accuracy_pct") if each else "" for each in (row, default)]
+    means = [
+        each.metric("accuracy_avg_pct", "accuracy_pct") if each else "" for each in (row, default)
+    ]
     return float(means[0]) - float(means[1]) if all(means) else None
 
 
 def default_of(row: PaperRow, paper: Iterable[PaperRow]) -> PaperRow | None:
     """The FC row of the same network."""
+
     def key(row: PaperRow) -> tuple:
         return row.table, row.script, row.network, row.function
 
@@ -174,11 +196,25 @@ def row_comparisons(cells: Cells, paper: list[PaperRow]) -> list[Comparison]:
     found = []
     for row in paper:
         if row.head == "spinal":
-            default, dataset = default_of(row, paper), FUNCTIONS[row.function] if row.function else row.dataset
+            default, dataset = (
+                default_of(row, paper),
+                FUNCTIONS[row.function] if row.function else row.dataset,
+            )
             network = NETWORKS.get(row.network, row.network)
-            found += [Comparison(dataset, row.script, network, head_name(row), variant, row, default,
-                                 tuple(cells.of(row, variant)), tuple(cells.of(default, variant)))
-                      for variant in VARIANTS]
+            found += [
+                Comparison(
+                    dataset,
+                    row.script,
+                    network,
+                    head_name(row),
+                    variant,
+                    row,
+                    default,
+                    tuple(cells.of(row, variant)),
+                    tuple(cells.of(default, variant)),
+                )
+                for variant in VARIANTS
+            ]
     return [item for item in found if item.pairs]
 
 
@@ -189,16 +225,38 @@ def other_groups(others: Iterable[tuple[Log, str]]) -> dict[tuple, list[Log]]:
     """
     groups: dict[tuple, list[Log]] = defaultdict(list)
     for log, reason in others:
-        shared = canonical({key: value for key, value in log.settings.items() if key not in HEAD_KEYS})
-        groups[log.script, log.settings["network"], log.settings["protocol"], shared, log.data_key, reason,
-               log.settings["head"], log.settings_text].append(log)
+        shared = canonical(
+            {key: value for key, value in log.settings.items() if key not in HEAD_KEYS}
+        )
+        groups[
+            log.script,
+            log.settings["network"],
+            log.settings["protocol"],
+            shared,
+            log.data_key,
+            reason,
+            log.settings["head"],
+            log.settings_text,
+        ].append(log)
 
     def reading(key: tuple) -> tuple:
         script, network, protocol, _, data_key, reason, head, _ = key
         settings = groups[key][0].settings
-        return script, network, protocol, reason, data_key, head, settings["layers"], settings["width"], key
+        return (
+            script,
+            network,
+            protocol,
+            reason,
+            data_key,
+            head,
+            settings["layers"],
+            settings["width"],
+            key,
+        )
 
-    return {key: sorted(groups[key], key=lambda log: log.seed) for key in sorted(groups, key=reading)}
+    return {
+        key: sorted(groups[key], key=lambda log: log.seed) for key in sorted(groups, key=reading)
+    }
 
 
 def baselines(groups: dict[tuple, list[Log]]) -> dict[tuple, list[Log]]:
@@ -225,12 +283,30 @@ def part_comparisons(cells: Cells) -> list[Comparison]:
         if first.regression or first.script.startswith("tl_"):
             continue
         if not first.data["official"] or settings.get("limit"):
-            found.append(Comparison(settings["dataset"], first.script, NETWORKS.get(key[1], key[1]), head_of(settings),
-                                    variant_of(first), None, None, tuple(groups[key]), tuple(fc)))
+            found.append(
+                Comparison(
+                    settings["dataset"],
+                    first.script,
+                    NETWORKS.get(key[1], key[1]),
+                    head_of(settings),
+                    variant_of(first),
+                    None,
+                    None,
+                    tuple(groups[key]),
+                    tuple(fc),
+                )
+            )
     return sorted((item for item in found if item.pairs), key=reading_order)
 
 
 def reading_order(item: Comparison) -> tuple:
     """Rows first, then parts; sets in the paper's order, heads by size, protocols as in VARIANTS."""
-    return (item.row is None, script_order(item.script), item.network, item.settings["layers"], item.settings["width"],
-            list(VARIANTS).index(item.variant), item.settings["epochs"])
+    return (
+        item.row is None,
+        script_order(item.script),
+        item.network,
+        item.settings["layers"],
+        item.settings["width"],
+        list(VARIANTS).index(item.variant),
+        item.settings["epochs"],
+    )

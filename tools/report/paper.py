@@ -1,4 +1,5 @@
 """The paper's numbers, from paper.csv, and what constants score, from regression_constants.csv."""
+
 from __future__ import annotations
 
 import csv
@@ -6,15 +7,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from report.facts import UserError
+from report.names import UserError
 
-PAPER_COLUMNS = {"table", "dataset", "script", "network", "head", "layers", "width", "function", "metric", "value",
-                 "epochs"}
+PAPER_COLUMNS = {
+    "table",
+    "dataset",
+    "script",
+    "network",
+    "head",
+    "layers",
+    "width",
+    "function",
+    "metric",
+    "value",
+    "epochs",
+}
 
 
 @dataclass(frozen=True)
 class PaperRow:
     """One row of a table of the paper. `values` maps (metric, epochs) to the number as printed."""
+
     table: str
     dataset: str
     script: str
@@ -27,7 +40,15 @@ class PaperRow:
 
     def metric(self, *names: str) -> str:
         """The first of these metrics that the paper prints, else an empty string."""
-        return next((value for name in names for (metric, _), value in self.values.items() if metric == name), "")
+        return next(
+            (
+                value
+                for name in names
+                for (metric, _), value in self.values.items()
+                if metric == name
+            ),
+            "",
+        )
 
     @property
     def epochs(self) -> str:
@@ -36,8 +57,11 @@ class PaperRow:
 
     def describes(self, settings: dict[str, Any]) -> bool:
         """Whether a run with these settings is a run of this row; sizes that the paper does not print are free."""
-        return (self.layers in (None, settings["layers"]) and self.width in (None, settings["width"])
-                and self.function in ("", settings.get("function")))
+        return (
+            self.layers in (None, settings["layers"])
+            and self.width in (None, settings["width"])
+            and self.function in ("", settings.get("function"))
+        )
 
 
 def read_paper(path: Path) -> list[PaperRow]:
@@ -50,8 +74,15 @@ def read_paper(path: Path) -> list[PaperRow]:
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
             for record in reader:
                 sizes = [int(record[key]) if record[key] else None for key in ("layers", "width")]
-                key = (record["table"], record["dataset"], record["script"], record["network"], record["head"], *sizes,
-                       record["function"])
+                key = (
+                    record["table"],
+                    record["dataset"],
+                    record["script"],
+                    record["network"],
+                    record["head"],
+                    *sizes,
+                    record["function"],
+                )
                 row = rows.setdefault(key, PaperRow(*key, values={}))
                 row.values[record["metric"], record["epochs"]] = record["value"]
                 float(record["value"].rstrip("kM"))
@@ -66,6 +97,11 @@ def read_constants(path: Path) -> dict[tuple[str, int], float]:
         return {}
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            return {(row["function"], int(row["seed"])): float(row["mse_x1e-3"]) for row in csv.DictReader(stream)}
+            return {
+                (row["function"], int(row["seed"])): float(row["mse_x1e-3"])
+                for row in csv.DictReader(stream)
+            }
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error!r}; make it again with tools/measure_costs.py") from None
+        raise UserError(
+            f"cannot read {path}: {error!r}; make it again with tools/measure_costs.py"
+        ) from None

@@ -1,4 +1,4 @@
-"""The parts of results/aggregate.py, in the order of the data.
+"""The parts of tools/report/make.py, in the order of the data.
 
 logs, paper; rules, statistics; cells; tables, evidence, costs, audit; formats, figures, pages.
 """

@@ -1,7 +1,7 @@
 """Make tables, figures and pages from the logs of runs.
 
-    python results/aggregate.py [--results-dir results]   # your own runs: make tables
-    python results/aggregate.py --reference               # the runs that ship: make reference-report
+    python tools/report/make.py [--results-dir results]   # your own runs: make tables
+    python tools/report/make.py --reference               # the runs that ship: make reference-report
 
 Without --reference: reads `logs/**/*.jsonl` of the results folder and writes `tables/` (begin with tables/README.md)
 and `figures/` there: your numbers beside the paper's and those of the reference runs. It touches no file that git
@@ -25,19 +25,22 @@ import re
 import sys
 from pathlib import Path
 
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # `report` is a package in tools/
 from report.audit import audit_page, read_quirks
-from report.cells import part_comparisons, sort_into_cells
 from report.costs import read_costs
-from report.facts import ROOT, UserError
 from report.figures import write_figures
 from report.logs import read_logs
+from report.names import ROOT, UserError
 from report.pages import Sources, reference_texts, user_texts
 from report.paper import read_constants, read_paper
+from report.rows import part_comparisons, sort_into_cells
 
-HERE = Path(__file__).resolve().parent
+HERE = ROOT / "results"
 REFERENCE = HERE / "reference"
-FENCE = re.compile(r"(<!-- begin: made by make (?:tables|reference-report) -->\n).*?(<!-- end: made by make)",
-                   re.DOTALL)
+FENCE = re.compile(
+    r"(<!-- begin: made by make (?:tables|reference-report) -->\n).*?(<!-- end: made by make)",
+    re.DOTALL,
+)
 
 
 def encoded(text: str) -> bytes:
@@ -47,8 +50,11 @@ def encoded(text: str) -> bytes:
 
 def differing_files(folder: Path, texts: dict[str, str]) -> list[str]:
     """Files on disk that are not what the logs give."""
-    return [name for name, text in sorted(texts.items())
-            if not (folder / name).is_file() or (folder / name).read_bytes() != encoded(text)]
+    return [
+        name
+        for name, text in sorted(texts.items())
+        if not (folder / name).is_file() or (folder / name).read_bytes() != encoded(text)
+    ]
 
 
 def read_sources(folder: Path) -> Sources:
@@ -57,8 +63,13 @@ def read_sources(folder: Path) -> Sources:
     logs, findings = read_logs(folder / "logs")
     cells = sort_into_cells(logs, paper)
     findings = sorted(findings + cells.findings, key=lambda finding: finding.path)
-    return Sources(paper, cells, findings, read_costs(HERE / "costs.csv"),
-                   read_constants(HERE / "regression_constants.csv"))
+    return Sources(
+        paper,
+        cells,
+        findings,
+        read_costs(HERE / "costs.csv"),
+        read_constants(HERE / "regression_constants.csv"),
+    )
 
 
 def texts_of(sources: Sources, reference: bool) -> dict[str, str]:
@@ -66,11 +77,14 @@ def texts_of(sources: Sources, reference: bool) -> dict[str, str]:
     if not reference:
         return user_texts(sources, read_sources(REFERENCE).cells)
     texts = reference_texts(sources)
-    texts["../audit.md"] = audit_page(sources.paper, sources.cells, sources.items, sources.costs,
-                                      read_quirks(HERE / "quirks.csv"))
+    texts["../audit.md"] = audit_page(
+        sources.paper, sources.cells, sources.items, sources.costs, read_quirks(HERE / "quirks.csv")
+    )
     front, page = texts.pop("front page"), ROOT / "README.md"
     if page.is_file() and FENCE.search(text := page.read_text(encoding="utf-8")):
-        texts["../../README.md"] = FENCE.sub(lambda found: found[1] + front + found[2], text, count=1)
+        texts["../../README.md"] = FENCE.sub(
+            lambda found: found[1] + front + found[2], text, count=1
+        )
     return texts
 
 
@@ -85,15 +99,22 @@ def aggregate(folder: Path, reference: bool, check: bool, quiet: bool) -> int:
     if check:
         differing = differing_files(folder, texts)
         for name in differing:
-            print(f"{folder / name} is not what the logs give; run: python "
-                  f"results/aggregate.py{' --reference' * reference}")
+            print(
+                f"{folder / name} is not what the logs give; run: python "
+                f"tools/report/make.py{' --reference' * reference}"
+            )
         return 1 if differing else 0
     for name, text in texts.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encoded(text))
-    write_figures(sources.cells, sources.items + part_comparisons(sources.cells), sources.costs, sources.constants,
-                  folder / "figures")
+    write_figures(
+        sources.cells,
+        sources.items + part_comparisons(sources.cells),
+        sources.costs,
+        sources.constants,
+        folder / "figures",
+    )
     if not quiet:
         counted = len(sources.cells.logs) - len(sources.cells.findings)
         page = folder / ("README.md" if reference else "tables/README.md")
@@ -103,16 +124,34 @@ def aggregate(folder: Path, reference: bool, check: bool, quiet: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results-dir", type=Path, default=Path("results"),
-                        help="folder with logs/ (default: results)")
-    parser.add_argument("--reference", action="store_true", help="the report on the runs that ship with the collection")
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a text is out of date")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but what is left out, and errors")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--results-dir",
+        type=Path,
+        default=Path("results"),
+        help="folder with logs/ (default: results)",
+    )
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="the report on the runs that ship with the collection",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; status 1 if a text is out of date"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but what is left out, and errors"
+    )
     arguments = parser.parse_args(argv)
     try:
-        return aggregate(REFERENCE if arguments.reference else arguments.results_dir, arguments.reference,
-                         arguments.check, arguments.quiet)
+        return aggregate(
+            REFERENCE if arguments.reference else arguments.results_dir,
+            arguments.reference,
+            arguments.check,
+            arguments.quiet,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:

@@ -1,4 +1,5 @@
 """Logs of runs: the schema (results/SCHEMA.md), checking and reading."""
+
 from __future__ import annotations
 
 import json
@@ -12,44 +13,67 @@ LARGEST = 1e60  # a number beyond it is nonsense here, and its square would over
 
 
 def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -LARGEST < value < LARGEST  # false for NaN and infinities
+    return (
+        type(value) in (int, float) and -LARGEST < value < LARGEST
+    )  # false for NaN and infinities
 
 
 KINDS = {  # what a value must be, and the words that name it
     "count": (lambda value: type(value) is int and 0 <= value < LARGEST, "an integer, 0 or more"),
     "number": (is_number, "a finite number"),
     "nullable": (lambda value: value is None or is_number(value), "a finite number or null"),
-    "accuracy": (lambda value: type(value) in (int, float) and 0 <= value <= 100, "a number from 0 to 100"),
+    "accuracy": (
+        lambda value: type(value) in (int, float) and 0 <= value <= 100,
+        "a number from 0 to 100",
+    ),
     "text": (lambda value: type(value) is str, "a string"),
     "filled": (lambda value: type(value) is str and value != "", "a string that is not empty"),
     "object": (lambda value: type(value) is dict, "an object"),
-    "texts": (lambda value: type(value) is list and all(type(text) is str for text in value), "a list of strings"),
+    "texts": (
+        lambda value: type(value) is list and all(type(text) is str for text in value),
+        "a list of strings",
+    ),
     "boolean": (lambda value: type(value) is bool, "true or false"),
     "any": (lambda value: True, "anything"),
 }
-START = ("schema:count script:text run:text seed:count settings:object departures:texts parameters:count "
-         "fc_multiplications:count data:object provenance:object")
-SETTINGS = ("dataset:text network:text head:text layers:count width:count protocol:text epochs:count batch_size:count "
-            "learning_rate:number optimizer:any rate_rule:any selection:text precision:text")
-ALLOWED = {"head": ("fc", "spinal"), "protocol": ("published", "corrected"), "precision": ("fp32", "bf16"),
-           "selection": ("last", "best_test", "heldout", "minimum")}
+START = (
+    "schema:count script:text run:text seed:count settings:object departures:texts parameters:count "
+    "fc_multiplications:count data:object provenance:object"
+)
+SETTINGS = (
+    "dataset:text network:text head:text layers:count width:count protocol:text epochs:count batch_size:count "
+    "learning_rate:number optimizer:any rate_rule:any selection:text precision:text"
+)
+ALLOWED = {
+    "head": ("fc", "spinal"),
+    "protocol": ("published", "corrected"),
+    "precision": ("fp32", "bf16"),
+    "selection": ("last", "best_test", "heldout", "minimum"),
+}
 DATA = "train:count heldout:count test:count sha256:filled official:boolean"
 PROVENANCE = "script_sha256:text device:text device_name:text threads:count versions:object"
 EPOCH = "learning_rate:number train_loss:nullable seconds:number"
 END = "epochs:count seconds:number"
-REGRESSION = (f"{EPOCH} last_batch_mse:nullable train_mse:nullable clean_mse:nullable",
-              f"{END} min_last_batch_mse_100:nullable min_last_batch_mse_200:nullable train_mse:nullable "
-              "clean_mse:nullable noise_variance:number")
-TABULAR = (f"{EPOCH} heldout_mse:nullable",
-           f"{END} best_epoch:count heldout_mse:nullable test_mse:nullable test_r2:nullable")
-IMAGES = ("{EPOCH} {split}_loss:nullable {split}_accuracy_pct:accuracy",
-          "{END} best_epoch:count best_{split}_accuracy_pct:accuracy last_test_accuracy_pct:accuracy "
-          "selected_epoch:count selected_test_accuracy_pct:accuracy")
+REGRESSION = (
+    f"{EPOCH} last_batch_mse:nullable train_mse:nullable clean_mse:nullable",
+    f"{END} min_last_batch_mse_100:nullable min_last_batch_mse_200:nullable train_mse:nullable "
+    "clean_mse:nullable noise_variance:number",
+)
+TABULAR = (
+    f"{EPOCH} heldout_mse:nullable",
+    f"{END} best_epoch:count heldout_mse:nullable test_mse:nullable test_r2:nullable",
+)
+IMAGES = (
+    "{EPOCH} {split}_loss:nullable {split}_accuracy_pct:accuracy",
+    "{END} best_epoch:count best_{split}_accuracy_pct:accuracy last_test_accuracy_pct:accuracy "
+    "selected_epoch:count selected_test_accuracy_pct:accuracy",
+)
 
 
 @dataclass(frozen=True)
 class Finding:
     """A log, or a part of it, that no table uses, and why."""
+
     path: str
     line: int
     reason: str
@@ -69,15 +93,22 @@ class BadLog(Exception):
 @dataclass
 class Log:
     """One finished run. `curve` is one number an epoch: watched accuracy of images, clean MSE of a regression."""
+
     path: str
     start: dict[str, Any]
     end: dict[str, Any]
     curve: list[float] = field(repr=False)
 
     def __post_init__(self) -> None:
-        self.settings, self.seed, self.script = self.start["settings"], self.start["seed"], self.start["script"]
+        self.settings, self.seed, self.script = (
+            self.start["settings"],
+            self.start["seed"],
+            self.start["script"],
+        )
         self.data, self.departures = self.start["data"], list(self.start["departures"])
-        if self.settings["precision"] != "fp32" and "precision" not in self.departures:  # whatever its script thought
+        if (
+            self.settings["precision"] != "fp32" and "precision" not in self.departures
+        ):  # whatever its script thought
             self.departures.append("precision")
         self.regression = is_regression(self.settings)
         self.settings_text = canonical(self.settings)
@@ -87,7 +118,9 @@ class Log:
         """The number that tables report; a regression that diverged counts as infinite, not as absent."""
         if self.regression:
             return self.value("test_mse" if is_tabular(self.settings) else "clean_mse")
-        if self.script == "tl_caltech101" and self.settings["protocol"] == "published":  # the paper prints this one
+        if (
+            self.script == "tl_caltech101" and self.settings["protocol"] == "published"
+        ):  # the paper prints this one
             return self.end["best_heldout_accuracy_pct"]
         return self.end["selected_test_accuracy_pct"]
 
@@ -108,7 +141,11 @@ def canonical(value: Any) -> str:
 
 def is_regression(settings: dict[str, Any]) -> bool:
     """Whether a run is measured by an error: only regressions report a minimum or use synthetic data."""
-    return settings["selection"] == "minimum" or settings["dataset"] == "synthetic" or is_tabular(settings)
+    return (
+        settings["selection"] == "minimum"
+        or settings["dataset"] == "synthetic"
+        or is_tabular(settings)
+    )
 
 
 def is_tabular(settings: dict[str, Any]) -> bool:
@@ -145,7 +182,9 @@ def parse_line(line: int, text: bytes, last: bool) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise BadLog(line, "not UTF-8") from None
     except (ValueError, RecursionError):
-        raise BadLog(line, "not JSON" + (" (last line, the log may be cut off)" if last else "")) from None
+        raise BadLog(
+            line, "not JSON" + (" (last line, the log may be cut off)" if last else "")
+        ) from None
     if type(record) is not dict or type(record.get("event")) is not str:
         raise BadLog(line, "not a log line: no object with an event")
     return record
@@ -160,7 +199,12 @@ def check_start(start: dict[str, Any], script: str, run: str) -> None:
         raise BadLog(1, f"schema {start['schema']}, this program reads schema {SCHEMA}")
     settings = start["settings"]
     check_keys(1, settings, SETTINGS, "settings.")
-    check_keys(1, settings, "function:text noise:text" if settings["dataset"] == "synthetic" else "", "settings.")
+    check_keys(
+        1,
+        settings,
+        "function:text noise:text" if settings["dataset"] == "synthetic" else "",
+        "settings.",
+    )
     for key, allowed in ALLOWED.items():
         if settings[key] not in allowed:
             raise BadLog(1, f"settings.{key} is none of {', '.join(allowed)}")
@@ -175,7 +219,9 @@ def check_start(start: dict[str, Any], script: str, run: str) -> None:
         raise BadLog(1, f"the name does not fit the settings: expected {name}-...-s{start['seed']}")
 
 
-def check_end(line: int, end: dict[str, Any], settings: dict[str, Any], split: str, values: list[Any]) -> None:
+def check_end(
+    line: int, end: dict[str, Any], settings: dict[str, Any], split: str, values: list[Any]
+) -> None:
     """The last line: its numbers are those of the epoch lines (which hold six digits)."""
     if end.get("outcome") not in ("finished", "diverged"):
         raise BadLog(line, "outcome is neither finished nor diverged")
@@ -183,20 +229,26 @@ def check_end(line: int, end: dict[str, Any], settings: dict[str, Any], split: s
     if end["epochs"] != len(values):
         raise BadLog(line, f"the end line counts {end['epochs']} epochs, the log has {len(values)}")
     if end["outcome"] == "finished" and len(values) != settings["epochs"]:
-        raise BadLog(line, f"finished after {len(values)} epochs, settings.epochs is {settings['epochs']}")
+        raise BadLog(
+            line, f"finished after {len(values)} epochs, settings.epochs is {settings['epochs']}"
+        )
     known = [value for value in values if value is not None]
     expected: dict[str, float] = {}
     if is_tabular(settings):
         expected = {"heldout_mse": min(known)} if known else {}
     elif is_regression(settings):
         for limit in (100, 200):
-            if len(values) >= limit and (first := [value for value in values[:limit] if value is not None]):
+            if len(values) >= limit and (
+                first := [value for value in values[:limit] if value is not None]
+            ):
                 expected[f"min_last_batch_mse_{limit}"] = min(first)
     else:
         expected[f"best_{split}_accuracy_pct"] = max(values)
         if split == "test":
             expected["last_test_accuracy_pct"] = values[-1]
-            expected["selected_test_accuracy_pct"] = values[-1] if settings["selection"] == "last" else max(values)
+            expected["selected_test_accuracy_pct"] = (
+                values[-1] if settings["selection"] == "last" else max(values)
+            )
     for key, value in expected.items():
         if end[key] is None or not math.isclose(end[key], value, rel_tol=2e-5):
             raise BadLog(line, f"{key} is {end[key]}, the epoch lines say {value}")
@@ -249,7 +301,9 @@ def read_log(path: Path, label: str, script: str) -> Log:
 def read_logs(folder: Path) -> tuple[list[Log], list[Finding]]:
     """Every usable log below `folder`, and a finding for each of the others; of duplicates the shortest name stays."""
     logs, findings, seen = [], [], {}
-    for path in sorted(folder.rglob("*.jsonl*"), key=lambda path: (path.parent, len(path.name), path.name)):
+    for path in sorted(
+        folder.rglob("*.jsonl*"), key=lambda path: (path.parent, len(path.name), path.name)
+    ):
         label = path.relative_to(folder.parent).as_posix()
         if path.name.endswith(".jsonl.part"):
             findings.append(Finding(label, 1, "unfinished run"))

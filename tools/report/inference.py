@@ -1,4 +1,5 @@
 """Means, intervals, corrections and verdicts; the rules are those of rules.py."""
+
 from __future__ import annotations
 
 import functools
@@ -8,13 +9,22 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from report.logs import Log
-from report.rules import CONFIDENCE, FEWEST_RUNS, FEWEST_SEEDS, PAPER_ROUNDING, PAPER_RUNS, POWER, ROW_CONFIDENCE
+from report.rules import (
+    CONFIDENCE,
+    FEWEST_RUNS,
+    FEWEST_SEEDS,
+    PAPER_ROUNDING,
+    PAPER_RUNS,
+    POWER,
+    ROW_CONFIDENCE,
+)
 
 
 @functools.cache
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     """The t with P(|T| <= t) = confidence for Student's distribution."""
     from scipy.stats import t
+
     return float(t.ppf((1 + confidence) / 2, degrees))
 
 
@@ -28,8 +38,12 @@ def std_of(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
-def half_width(values: Sequence[float], further: float = 0.0, resolution: float = 0.0,
-               confidence: float = CONFIDENCE) -> float:
+def half_width(
+    values: Sequence[float],
+    further: float = 0.0,
+    resolution: float = 0.0,
+    confidence: float = CONFIDENCE,
+) -> float:
     """t(n - 1) s sqrt(1/n + further). A spread below the weight of one test image cannot be told from one image."""
     spread = max(std_of(values), resolution)
     return t_quantile(len(values) - 1, confidence) * spread * math.sqrt(1 / len(values) + further)
@@ -37,6 +51,7 @@ def half_width(values: Sequence[float], further: float = 0.0, resolution: float 
 
 class Difference(NamedTuple):
     """Mean of the paired differences; 95 and 90 % intervals, p of the t test, std and correlation from two pairs on."""
+
     pairs: int
     mean: float | None = None
     low: float | None = None
@@ -56,8 +71,11 @@ class Difference(NamedTuple):
 def paired(left: Iterable[Log], right: Iterable[Log]) -> list[tuple[Log, Log]]:
     """Runs of one seed on the same data."""
     partner = {log.seed: log for log in right}
-    return [(log, partner[log.seed]) for log in left
-            if log.seed in partner and log.data["sha256"] == partner[log.seed].data["sha256"]]
+    return [
+        (log, partner[log.seed])
+        for log in left
+        if log.seed in partner and log.data["sha256"] == partner[log.seed].data["sha256"]
+    ]
 
 
 def paired_difference(left: Iterable[Log], right: Iterable[Log]) -> Difference:
@@ -71,8 +89,11 @@ def paired_difference(left: Iterable[Log], right: Iterable[Log]) -> Difference:
     if len(values) == 1:
         return Difference(1, mean, ahead=ahead)
     from scipy.stats import t
+
     floor = resolution_of(pairs[0][0])
-    wide, narrow = (half_width(values, 0, floor, confidence) for confidence in (CONFIDENCE, 2 * CONFIDENCE - 1))
+    wide, narrow = (
+        half_width(values, 0, floor, confidence) for confidence in (CONFIDENCE, 2 * CONFIDENCE - 1)
+    )
     spread = max(std_of(values), floor)
     ratio = abs(mean) / (spread / math.sqrt(len(values))) if spread else math.inf if mean else 0.0
     p = float(2 * t.sf(ratio, len(values) - 1))
@@ -102,7 +123,13 @@ def decide(difference: Difference, p: float | None) -> str:
         return "not run yet"
     if not difference.judged or p is None:
         return "not judged"
-    return "undecided" if p >= 1 - CONFIDENCE else "Spinal better" if difference.mean > 0 else "FC better"
+    return (
+        "undecided"
+        if p >= 1 - CONFIDENCE
+        else "Spinal better"
+        if difference.mean > 0
+        else "FC better"
+    )
 
 
 def equivalent(difference: Difference, margin: float | None) -> str:
@@ -118,6 +145,7 @@ def detectable(difference: Difference, power: float = POWER) -> float | None:
         return None
     from scipy.optimize import brentq
     from scipy.stats import nct
+
     degrees, limit = difference.pairs - 1, t_quantile(difference.pairs - 1)
     shift = brentq(lambda shift: nct.sf(limit, degrees, shift) - power, 1, 12)
     return shift * difference.std / math.sqrt(difference.pairs)
@@ -164,4 +192,8 @@ def judge_spread(values: Sequence[float], printed: str) -> str:
         return "not judged"
     if float(printed) < min(values):
         return "outside: the paper below all our seeds"
-    return "outside: the paper above all our seeds" if float(printed) > max(values) else "within our spread"
+    return (
+        "outside: the paper above all our seeds"
+        if float(printed) > max(values)
+        else "within our spread"
+    )

@@ -32,6 +32,7 @@ Written on 21 November 2026, after the small CNN's rows of MNIST and Fashion-MNI
 five of ten seeds of the FC head without dropout had been seen; before any other row, the dropout series or VGG-5
 beyond six epochs had been.
 """
+
 from __future__ import annotations
 
 CONFIDENCE = 0.95
