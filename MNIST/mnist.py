@@ -62,12 +62,12 @@ COUNTS = [60_000, 10_000]  # of the official training and test images
 HEADS = ["fc", "spinal"]
 NETWORKS = ["cnn", "vgg5"]  # the first one is the default
 SMALL = ["cnn"]  # these train in minutes on one CPU thread; the others need a GPU
-PAPER = {  # accuracy in per cent: average of ten runs, and the best of them
-    "cnn-fc": (97.98, 98.17),
-    "cnn-spinal6x8": (98.32, 98.44),
-    "cnn-spinal6x10": (98.37, 98.48),
-    "vgg5-fc": (99.69, 99.72),
-    "vgg5-spinal4x128": (99.69, 99.72),
+PAPER = {  # accuracy in per cent, of ten runs
+    "cnn-fc": {"average": 97.98, "best": 98.17},
+    "cnn-spinal6x8": {"average": 98.32, "best": 98.44},
+    "cnn-spinal6x10": {"average": 98.37, "best": 98.48},
+    "vgg5-fc": {"average": 99.69, "best": 99.72},
+    "vgg5-spinal4x128": {"average": 99.69, "best": 99.72},
 }
 
 
@@ -121,10 +121,15 @@ RECIPES = {
 
 def corrected(recipe: Recipe) -> Recipe:
     """The recipe without the faults that the docstring of this script lists."""
-    recipe = replace(recipe, protocol="corrected", mean=[], std=[], heldout=12, selection="heldout")
-    if recipe.network == "cnn":
-        recipe = replace(recipe, fc_dropout=0.0)
-    return recipe
+    return replace(
+        recipe,
+        protocol="corrected",
+        fc_dropout=0.0 if recipe.network == "cnn" else 0.5,
+        mean=[],
+        std=[],
+        heldout=12,
+        selection="heldout",
+    )
 
 
 def next_rate(
@@ -223,9 +228,10 @@ def load_data(folder: Path, recipe: Recipe, download: bool, device: torch.device
         facts["verified"] |= match_archives(file.parent)
     except Exception as error:  # torchvision raises exceptions of many kinds
         reason = str(error).partition(" You can use download=True")[0] or repr(error)
-        advice = f"put the official {file.name} and so on there, or leave out --no-download"
-        text = f"{DATASET} cannot be had from {file.parent} ({reason})"
-        raise ValueError(f"{text}: {advice}") from error
+        raise ValueError(
+            f"{DATASET} cannot be had from {file.parent} ({reason}): put the official {file.name} "
+            "and so on there, or leave out --no-download"
+        ) from error
     (images, labels), test = [
         (x[: recipe.limit].to(device), y[: recipe.limit].long().to(device) - recipe.first_label)
         for x, y in parts
@@ -453,13 +459,12 @@ class Trainer:
             # PyTorch need not warn that short batches run without the graph.
             self.optimizer._warned_capturable_if_run_uncaptured = True
         else:
-            self.optimizer = torch.optim.SGD(weights, rate, recipe.momentum, fused=self.cuda)
+            self.optimizer = torch.optim.SGD(weights, rate, recipe.momentum)
 
     def outputs(self, images: Tensor) -> Tensor:
         """Log-probabilities (N, classes) of images (N, C, H, W) uint8."""
         x = (images.float() / 255 - self.mean) / self.std
-        bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, self.recipe.precision == "bf16"):
             x = self.network[:2](x)  # trunk and head
         return self.network[2:](x.float())  # always fp32: in bf16 two classes would often be equal
 
@@ -608,11 +613,11 @@ class Run:
         label = f"{recipe.network}-{head_name(recipe)}"
         parts = [label, recipe.protocol]
         parts += [f"{MARKS[key]}{getattr(recipe, key)}" for key in departures]
-        self.paper = None  # the paper's numbers, if this run can be compared with them
+        self.paper = {}  # the paper's numbers, if this run can be compared with them
         if not facts["official"]:
             parts.append(f"data{facts['sha256'][:8]}")
         elif not departures:
-            self.paper = PAPER.get(label)
+            self.paper = PAPER.get(label, {})
         self.name = "-".join([*parts, f"s{self.seed}"])
         self.watched = "heldout" if self.data.heldout else "test"
         results = self.args.results_dir.expanduser()
@@ -637,20 +642,21 @@ class Run:
         if self.args.overwrite:
             for file in (self.log, self.checkpoint, self.weights):
                 file.unlink(missing_ok=True)
+        self.prepare()
         note = ""
         try:
             if self.log.exists():
                 note = self.read_end()
-            else:
-                self.prepare()
-                if self.checkpoint.exists():
-                    self.resume()
+            elif self.checkpoint.exists():
+                self.resume()
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # damaged files raise exceptions of many kinds
             reason = error if type(error) is ValueError else "it is damaged"
-            files = f"the log or checkpoint {self.log.with_suffix('')}"
-            raise ValueError(f"{files} is of no use ({reason}): --overwrite starts anew") from error
+            raise ValueError(
+                f"the log or checkpoint {self.log.with_suffix('')} cannot be used ({reason}): "
+                "--overwrite starts anew"
+            ) from error
         if not note:
             while self.state["epoch"] < self.recipe.epochs:
                 self.train_epoch()
@@ -658,7 +664,8 @@ class Run:
         accuracy = self.end["selected_test_accuracy_pct"]
         text = f"{note}{DATASET} {self.name}: {accuracy:.2f} %"
         if self.paper:
-            text += f" (paper: average {self.paper[0]}, best {self.paper[1]})"
+            numbers = ", ".join(f"{key} {x}" for key, x in self.paper.items())
+            text += f" (paper, as published: {numbers})"
         if not self.data.facts["verified"]:
             text += ", data not verified"
         print(f"{text}\n  log: {self.log}", flush=True)
@@ -708,7 +715,7 @@ class Run:
         epoch = self.state["epoch"]
         line = {"event": "resume", "epoch": epoch, "provenance": self.start["provenance"]}
         self.state["lines"].append(line)
-        print(f"{self.name} goes on after epoch {epoch}", file=sys.stderr)
+        print(f"{self.name} goes on after epoch {epoch}")
 
     def train_epoch(self) -> None:
         """Trains, tests and saves one epoch."""
@@ -756,8 +763,11 @@ class Run:
         """Writes the unfinished log and the checkpoint."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         write_log(self.unfinished_log, self.state["lines"])
-        saved = {"state": self.state, "network": self.trainer.network.state_dict()}
-        saved["optimizer"] = self.trainer.optimizer.state_dict()["state"]
+        saved = {
+            "state": self.state,
+            "network": self.trainer.network.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict()["state"],
+        }
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(saved, temporary)
         os.replace(temporary, self.checkpoint)  # in one go, as the process may be killed any time
@@ -772,7 +782,7 @@ class Run:
             selected_epoch = state["best_epoch"]
             network.load_state_dict(state["best_weights"])
             right = self.trainer.evaluate(*self.data.test)[1]
-        bits = numpy.packbits(right.cpu().numpy()).tobytes()
+        bits = numpy.packbits(right.cpu()).tobytes()
         self.end = {
             "event": "end",
             "epochs": state["epoch"],
@@ -821,11 +831,11 @@ def positive(text: str) -> int:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line. A mistake ends the process with status 2."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--network", choices=NETWORKS, default=NETWORKS[0], help="default: %(default)s")
-    add("--head", choices=[*HEADS, "both"], default="both", help="default: both")
+    add("--head", choices=[*HEADS, "both"], default="both")
     add("--protocol", choices=["published", "corrected"], default="published", help="see above")
     for name, text in NUMBERS.items():
         add(f"--{name}", type=positive, help=text)
@@ -834,7 +844,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the first run; default: 0")
     add("--runs", type=positive, default=1, help="with seeds SEED, SEED + 1, ...; default: 1")
     add("--precision", choices=PRECISIONS, default="fp32", help="ieee: fp32 without TF32")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    add("--device", default="auto", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--data-dir", type=Path, default="data", help="default: data")
     add("--results-dir", type=Path, default="results", help="default: results")
     for name, text in SWITCHES.items():
@@ -853,8 +863,7 @@ def choose_device(args: argparse.Namespace) -> torch.device:
     """The device that the command line names, ready for use."""
     name = args.device
     if name == "auto":
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
-        name = "cuda" if torch.cuda.is_available() else name
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:  # PyTorch's text may name twenty devices
@@ -878,12 +887,12 @@ def announce(recipes: list[Recipe], data: Data, device: torch.device) -> None:
         print("this takes days on a CPU: use a GPU, or try --limit 2000 --epochs 2")
 
 
-def print_difference(accuracies: list[float], papers: list[tuple | None]) -> None:
+def print_difference(accuracies: list[float], papers: list[dict]) -> None:
     """Prints by how much the Spinal head is ahead. The lists are of FC, Spinal, FC, Spinal, ..."""
     seeds = len(accuracies) // 2
     gain = (sum(accuracies[1::2]) - sum(accuracies[::2])) / seeds
-    fc, spinal = papers[:2]
-    paper = f"; paper: {spinal[0] - fc[0]:+.2f}" if fc and spinal else ""
+    fc, spinal = papers[0].get("average"), papers[1].get("average")
+    paper = f"; paper, as published: {spinal - fc:+.2f}" if fc and spinal else ""
     print(f"Spinal - FC: {gain:+.2f} points (mean; number of seeds: {seeds}{paper})")
 
 
