@@ -1,34 +1,40 @@
-"""The audit page: every quirk with consequence and its measured effect, and where the paper does not add up."""
-
-from __future__ import annotations
+"""The audit page: how paper, released code and a fair comparison differ, and what it does."""
 
 import csv
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from report.comparisons import Identity, dataset_of
 from report.costs import PARAMETERS, Cost, find, of_row, parameter_rows
 from report.formats import fill, markdown
-from report.inference import error_reduction, paired_difference
+from report.inference import error_reduction, mean_of, std_of
 from report.logs import Log
-from report.names import NETWORKS, NOISE_VARIANCE, UserError
-from report.paper import PaperRow
-from report.rows import Cells, Comparison, default_of, head_name
-from report.series import DROPOUT_SETS, dropout_gains, dropout_runs, selection_effect
-from report.tables import ROW, Row, columns, difference_text, number
+from report.names import FUNCTIONS, NOISE_VARIANCE, UserError, network_name, script_order
+from report.paper import PaperRow, default_of
+from report.rows import BROADCAST, RELEASED, Rows
+from report.rules import FEWEST_RUNS
+from report.tables import Columns, Row, difference_text, number, seeds_won
 
-QUIRK_KEYS = (
-    "script",
-    "quirk",
-    "number",
-    "what",
-    "consequence",
-    "published",
-    "corrected",
-    "evidence",
-)
-QUIRKS = columns("""script: Where; what: What the released code does (number of the specification);
-    consequence: Consequence; published: Published; corrected: Corrected; effect: Measured effect, and on which runs""")
-REDUCTIONS = columns(ROW + "printed: Printed, %; recomputed: From the printed best accuracies, %")
+KEYS = ("script", "quirk", "number", "what", "consequence", "published", "corrected")
+KEYS += ("favours", "evidence")
+FAVOURS = ("Spinal", "FC", "neither", "unknown")
+DIFFERENCES: Columns = {
+    "script": "Where",
+    "what_cell": "What the released code does (number of the specification)",
+    "consequence": "Consequence",
+    "published": "As released, here",
+    "corrected": "Corrected",
+    "favours": "Favours",
+    "effect": "Measured effect, and on which runs",
+}
+REDUCTIONS: Columns = {
+    "dataset": "Data set",
+    "network": "Network",
+    "head": "Head",
+    "printed": "Printed, %",
+    "recomputed": "From the printed best accuracies, %",
+}
 
 
 def read_quirks(path: Path) -> list[Row]:
@@ -38,94 +44,84 @@ def read_quirks(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         rows = list(reader)
-    if tuple(reader.fieldnames or ()) != QUIRK_KEYS or any(
-        None in row or None in row.values() for row in rows
-    ):
-        raise UserError(f"{path} has a line that does not have the columns {', '.join(QUIRK_KEYS)}")
+    if tuple(reader.fieldnames or ()) != KEYS:
+        raise UserError(f"{path} does not have the columns {', '.join(KEYS)}")
+    for row in rows:
+        if None in row or None in row.values() or row["favours"] not in FAVOURS:
+            words = f"nine columns, and in favours one of {', '.join(FAVOURS)}"
+            raise UserError(f"{path}: the line of {row['number']} does not have {words}")
     return rows
 
 
-def dropout_effect(cells: Cells) -> str:
-    """What the published FC head gains without its dropout, and what is left of the Spinal lead then."""
-    parts, runs = [], dropout_runs(cells)
-    for name, gain in dropout_gains(runs):
-        script = next(script for script, label in DROPOUT_SETS if label == name)
-        spinal = paired_difference(
-            runs.get((script, "Spinal 6 × 8", 0.0), []), runs.get((script, "FC", 0.0), [])
-        )
-        if spinal.judged:
-            parts.append(
-                f"{name}, CNN, published: FC without its dropout gains {difference_text(gain, 2)} points; "
-                f"Spinal 6 × 8 then differs from it by {difference_text(spinal, 2)}"
-            )
+def dropout_effect(identities: Sequence[Identity]) -> str:
+    """What FC gains without its dropout, and what is left of the lead then."""
+    parts = [
+        f"{each.released.dataset}, CNN, {each.released.heads}: FC gains "
+        f"{difference_text(each.gain, 2)} points without its dropout; "
+        f"{difference_text(each.left.difference, 2)} are left of the lead"
+        for each in identities
+        if each.left.difference.judged
+    ]
     return "; ".join(parts)
 
 
-def regression_logs(cells: Cells, variant: str) -> list[Log]:
-    return [
-        log
-        for (row, kind), logs in cells.runs.items()
-        if row.table == "I" and kind == variant
-        for log in logs
+def regression_logs(ours: Rows, variant: str) -> list[Log]:
+    found = [
+        logs for (row, kind), logs in ours.runs.items() if row.table == "I" and kind == variant
     ]
+    return [log for logs in found for log in logs]
 
 
-def broadcast_effect(cells: Cells) -> str:
-    """How low the published measure gets with each kind of noise."""
-    lows = {
-        kind: [log.value("min_last_batch_mse_200") for log in regression_logs(cells, kind)]
-        for kind in ("published", "published-broadcast")
-    }
-    if not all(lows.values()):
+def lowest(logs: Sequence[Log]) -> str:
+    return f"{1000 * min(log.value('min_last_batch_mse_200') for log in logs):.3f}e-3"
+
+
+def broadcast_effect(ours: Rows) -> str:
+    """How low the paper's measure gets with each kind of noise."""
+    column, broadcast = (regression_logs(ours, kind) for kind in (RELEASED, BROADCAST))
+    if not column or not broadcast:
         return ""
     return (
-        f"Table I, published: lowest of {len(lows['published-broadcast'])} broadcast runs "
-        f"{1000 * min(lows['published-broadcast']):.3f}e-3, of {len(lows['published'])} runs with column noise "
-        f"{1000 * min(lows['published']):.3f}e-3; variance of the noise {1000 * NOISE_VARIANCE:.3f}e-3"
+        f"Table I: lowest of {len(broadcast)} broadcast runs {lowest(broadcast)}, of {len(column)} "
+        f"runs with column noise {lowest(column)}; "
+        f"variance of the noise {1e3 * NOISE_VARIANCE:.3f}e-3"
     )
 
 
-def measure_effect(cells: Cells) -> str:
-    """In how many runs the published number lies below what no model can reach on fresh samples."""
-    logs = regression_logs(cells, "published")
+def measure_effect(ours: Rows) -> str:
+    """In how many runs the printed measure lies below what no model can reach on fresh samples."""
+    logs = regression_logs(ours, RELEASED)
     below = sum(log.value("min_last_batch_mse_200") < NOISE_VARIANCE for log in logs)
-    text = f"Table I: {below} of {len(logs)} published runs report a number below the variance of the noise"
+    text = f"Table I: {below} of {len(logs)} runs as released report less than the noise's variance"
     return text if logs else ""
 
 
-def seeds_effect(items: list[Comparison]) -> str:
+def seeds_effect(ours: Rows, paper: list[PaperRow]) -> str:
     """How often the Spinal network is lower after 200 epochs."""
     parts = []
-    for item in items:
-        if item.script == "synthetic_regression" and item.variant == "published":
-            scores = [[log.value("min_last_batch_mse_200") for log in pair] for pair in item.pairs]
-            won = sum(ours < theirs for ours, theirs in scores)
-            parts.append(f"{item.dataset} {won} of {len(item.pairs)}")
-    return (
-        f"Table I, published: Spinal is lower after 200 epochs in {', '.join(parts)} seeds"
-        if parts
-        else ""
-    )
+    for row in paper:
+        if row.table == "I" and row.head == "spinal":
+            logs, twins = ours.of(row), ours.of(default_of(row, paper))
+            if won := seeds_won(logs, twins, "min_last_batch_mse_200"):
+                parts.append(f"{FUNCTIONS[row.function]} {won.removeprefix('Spinal in ')}")
+    return f"Table I: Spinal is lower after 200 epochs in {', '.join(parts)} seeds" if parts else ""
 
 
 def cost_effect(costs: list[Cost]) -> str:
     """Multiplications of the ResNet heads."""
     parts = []
     for script, name, width in (("cifar10", "CIFAR-10", 256), ("cifar100", "CIFAR-100", 512)):
-        spinal, fc = (
-            find(costs, script, "resnet18", "spinal", 4, width),
-            find(costs, script, "resnet18", "fc"),
-        )
+        spinal = find(costs, script, "resnet18", "spinal", 4, width)
+        fc = find(costs, script, "resnet18", "fc")
         if spinal and fc:
-            parts.append(
-                f"{name}: {spinal.multiplications:,} against {fc.multiplications:,}, "
-                f"{spinal.multiplications / fc.multiplications:.0f} times"
-            )
+            times = spinal.multiplications / fc.multiplications
+            numbers = f"{spinal.multiplications:,} against {fc.multiplications:,}"
+            parts.append(f"{name}: {numbers}, {times:.0f} times")
     return f"counted, no run: {'; '.join(parts)}" if parts else ""
 
 
 def vgg_effect(paper: list[PaperRow], costs: list[Cost]) -> str:
-    """How many printed parameter counts of the VGG rows are those of a network with both classifiers."""
+    """How many printed parameter counts are those of a VGG with both classifiers."""
     rows = [row for row in paper if row.table == "III" and row.network == "vgg19_bn"]
     known = [row for row in rows if of_row(costs, row)]
     if not known:
@@ -142,90 +138,104 @@ def vgg_effect(paper: list[PaperRow], costs: list[Cost]) -> str:
         if head == "spinal" and (script, "fc") in means
     ]
     return (
-        f"counted, no run: {fits} of {len(known)} printed parameter counts are those of ImageNet's classifier plus "
-        "the unused head; a test shows that this head gets no gradient. Against it: "
-        f"{sum(lead > 0 for lead in leads)} of {len(leads)} printed Spinal averages are the higher ones (by up to "
-        f"{number(max(leads, default=0.0), 2)} points); two draws of one and the same network would do that once "
-        f"in {2 ** len(leads):,} times"
+        f"counted, no run: {fits} of {len(known)} printed parameter counts are those of ImageNet's "
+        "classifier plus the unused head, which gets no gradient (a test). Against it: "
+        f"{sum(lead > 0 for lead in leads)} of {len(leads)} printed Spinal averages are the higher "
+        f"ones (by up to {number(max(leads, default=0.0), 2)} points); two draws of one "
+        f"network would do that once in {2 ** len(leads):,} times"
     )
 
 
+def selection_effect(logs: Iterable[Log], networks: str, scripts: str) -> str:
+    """Best test epoch minus last epoch of networks that select so, and on which runs."""
+    groups: dict[tuple, list[Log]] = defaultdict(list)
+    for log in logs:
+        settings = log.settings
+        selects = settings["selection"] == "best_test" and settings["epochs"] >= 10
+        mine = settings["network"] in networks.split() and log.script.startswith(scripts)
+        if selects and mine:
+            name = f"{dataset_of(log)}, {network_name(settings['network'])}"
+            key = script_order(log.script), name, settings["epochs"], settings["precision"]
+            groups[(*key, log.data["train"])].append(log)
+    parts = []
+    for (_, name, epochs, precision, train), members in sorted(groups.items()):
+        gains = [
+            log.end["best_test_accuracy_pct"] - log.end["last_test_accuracy_pct"] for log in members
+        ]
+        if len(members) >= FEWEST_RUNS:
+            spread = f"{number(mean_of(gains), 2, '+')} ± {number(std_of(gains), 2)}"
+            runs = f"{name}, {train:,} images, {epochs} epochs, {precision}"
+            parts.append(f"{spread} points in {len(members)} runs ({runs})")
+    return f"best test epoch minus last epoch: {'; '.join(parts)}" if parts else ""
+
+
 def reduction_rows(paper: list[PaperRow], tolerance: float = 0.15) -> list[Row]:
-    """Rows whose printed error reduction does not follow from the printed accuracies; accuracies have two decimals."""
+    """Rows whose printed error reduction does not follow from the printed accuracies."""
     rows = []
     for row in paper:
-        printed = row.metric("error_reduction_best_pct_printed", "error_reduction_pct_printed")
-        if not printed or row.head != "spinal":
+        keys = ("error_reduction_best_pct_printed", "error_reduction_pct_printed")
+        printed = row.metric(*keys)
+        both = (row, default_of(row, paper))
+        best = [each.metric("accuracy_best_pct", "accuracy_pct") if each else "" for each in both]
+        if row.head == "fc" or not printed or not all(best):
             continue
-        default = default_of(row, paper)
-        best = [
-            item.metric("accuracy_best_pct", "accuracy_pct") if item else ""
-            for item in (row, default)
-        ]
-        if not all(best) or (value := error_reduction(*map(float, best))) is None:
+        ours, base = map(float, best)  # rounded to two decimals: the true ones lie within 0.005
+        value = error_reduction(ours, base)
+        lowest = error_reduction(ours - 0.005, base + 0.005)
+        highest = error_reduction(ours + 0.005, base - 0.005)
+        if None in (value, lowest, highest):
             continue
-        ours, base = map(
-            float, best
-        )  # rounded to two decimals, so the true ones lie within 0.005 of them
-        lowest, highest = (
-            error_reduction(ours - 0.005, base + 0.005),
-            error_reduction(ours + 0.005, base - 0.005),
-        )
-        if lowest is None or not lowest - tolerance <= float(printed) <= highest + tolerance:
-            rows.append(
-                {
-                    "dataset": row.dataset + (" (v2)" if "v2" in row.table else ""),
-                    "head": head_name(row),
-                    "network": NETWORKS.get(row.network, row.network),
-                    "printed": printed,
-                    "recomputed": number(value, 1),
-                }
-            )
+        if not lowest - tolerance <= float(printed) <= highest + tolerance:
+            cells = (row.dataset_name, row.network_name, row.head_name, printed)
+            rows.append(dict(zip(REDUCTIONS, (*cells, number(value, 1)), strict=True)))
     return rows
+
+
+def effects_of(
+    paper: list[PaperRow], ours: Rows, identities: Sequence[Identity], costs: list[Cost]
+) -> dict[str, str]:
+    """What each key of the column `evidence` of quirks.csv says."""
+    from_scratch = ("arch2", "mnist", "fashion", "kmnist", "qmnist", "emnist")
+    cifar = "vgg11 vgg13 vgg16 vgg19 resnet18 resnet34"
+    return {
+        "dropout": dropout_effect(identities),
+        "broadcast": broadcast_effect(ours),
+        "measure": measure_effect(ours),
+        "seeds": seeds_effect(ours, paper),
+        "cost": cost_effect(costs),
+        "vgg": vgg_effect(paper, costs),
+        "densenet": "",
+        "selection-mnist": selection_effect(ours.logs, "vgg5 arch2", from_scratch),
+        "selection-cifar": selection_effect(ours.logs, cifar, ("cifar",)),
+        "none": "",
+        "nothing": "",
+    }
 
 
 def audit_page(
     paper: list[PaperRow],
-    cells: Cells,
-    items: list[Comparison],
+    ours: Rows,
+    identities: Sequence[Identity],
     costs: list[Cost],
     quirks: list[Row],
 ) -> str:
     """The whole of results/audit.md."""
-    effects: dict[str, Callable[[], str]] = {
-        "dropout": lambda: dropout_effect(cells),
-        "broadcast": lambda: broadcast_effect(cells),
-        "measure": lambda: measure_effect(cells),
-        "seeds": lambda: seeds_effect(items),
-        "cost": lambda: cost_effect(costs),
-        "vgg": lambda: vgg_effect(paper, costs),
-        "selection-mnist": lambda: selection_effect(
-            cells.logs, "vgg5 arch2", "arch2 mnist fashion kmnist qmnist emnist"
-        ),
-        "selection-cifar": lambda: selection_effect(
-            cells.logs, "vgg11 vgg13 vgg16 vgg19 resnet18 resnet34", "cifar"
-        ),
-        "none": lambda: "",
-        "nothing": lambda: "nothing to measure",
-    }
-    rows = []
+    effects = effects_of(paper, ours, identities, costs)
+    rows, harmless = [], []
     for quirk in quirks:
         if quirk["evidence"] not in effects:
-            raise UserError(
-                f"quirks.csv names the evidence {quirk['evidence']!r}, which the report does not know"
-            )
-        rows.append(
-            quirk
-            | {
-                "what": f"{quirk['quirk']}: {quirk['what']} ({quirk['number']})",
-                "effect": effects[quirk["evidence"]]() or "not measured",
-            }
-        )
-    return fill(
-        "audit.md",
-        {
-            "quirks": markdown(QUIRKS, rows),
-            "reductions": markdown(REDUCTIONS, reduction_rows(paper)),
-            "parameters": markdown(PARAMETERS, parameter_rows(paper, costs)),
-        },
-    )
+            name = repr(quirk["evidence"])
+            raise UserError(f"quirks.csv names evidence that the report does not know: {name}")
+        what = f"{quirk['quirk']}: {quirk['what']} ({quirk['number']})"
+        effect = effects[quirk["evidence"]] or "not measured"
+        if quirk["evidence"] == "nothing":
+            harmless.append(quirk["number"])
+        else:
+            rows.append(quirk | {"what_cell": what, "effect": effect})
+    values = {
+        "differences": markdown(DIFFERENCES, rows),
+        "harmless": "; ".join(harmless),
+        "reductions": markdown(REDUCTIONS, reduction_rows(paper)),
+        "parameters": markdown(PARAMETERS, parameter_rows(paper, costs)),
+    }
+    return fill("audit.md", values)

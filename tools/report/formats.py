@@ -1,65 +1,14 @@
 """Markdown, LaTeX and CSV, and pages from templates."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from report.tables import Column, Row
+from report.tables import Columns, Row
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-
-
-def markdown_text(text: str) -> str:
-    """Text that a Markdown table takes as it is."""
-    return (
-        " ".join(text.split())
-        .replace("\\", "\\\\")
-        .replace("|", "\\|")
-        .replace("<", "&lt;")
-        .replace("*", "\\*")
-    )
-
-
-def fill(template: str, values: dict[str, str]) -> str:
-    """A page: `{{name}}` becomes values[name]; paragraphs with an empty value, sections without text are left out."""
-    paragraphs: list[str] = []
-    for paragraph in (TEMPLATES / template).read_text(encoding="utf-8").strip("\n").split("\n\n"):
-        names = re.findall(r"{{(\w+)}}", paragraph)
-        if all(values[name] for name in names):
-            paragraphs.append(
-                re.sub(r"{{(\w+)}}", lambda found: values[found[1]].rstrip("\n"), paragraph)
-            )
-    levels = [len(re.match("#*", paragraph)[0]) for paragraph in paragraphs] + [1]
-    kept = [
-        paragraph
-        for paragraph, level, following in zip(paragraphs, levels, levels[1:])
-        if not level or not 0 < following <= level
-    ]
-    return "\n\n".join(kept) + "\n"
-
-
-def markdown(columns: list[Column], rows: list[Row]) -> str:
-    """A Markdown table; what is missing is a dash, and without rows a sentence."""
-    if not rows:
-        return "Not run yet.\n"
-    headings = [
-        f"{column.group}: {column.heading}" if column.group else column.heading
-        for column in columns
-    ]
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(columns)]
-    lines += [
-        "| "
-        + " | ".join(markdown_text(row.get(column.key, "")) or "–" for column in columns)
-        + " |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
+MARKDOWN = {"\\": "\\\\", "|": "\\|", "<": "&lt;", "*": "\\*"}
 TEX = {
     "\\": r"\textbackslash{}",
     "%": r"\%",
@@ -83,62 +32,73 @@ TEX = {
 }
 
 
+def markdown_text(text: str) -> str:
+    """Text that a Markdown table takes as it is."""
+    line = " ".join(text.split())
+    return "".join(MARKDOWN.get(character, character) for character in line)
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """A page: `{{name}}` becomes values[name].
+
+    Paragraphs with an empty value and sections without text are left out.
+    """
+
+    def value_of(found: re.Match) -> str:
+        return values[found[1]].rstrip("\n")
+
+    text = (TEMPLATES / template).read_text(encoding="utf-8").strip("\n")
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        names = re.findall(r"{{(\w+)}}", paragraph)
+        if all(values[name] for name in names):
+            paragraphs.append(re.sub(r"{{(\w+)}}", value_of, paragraph))
+    levels = [len(re.match("#*", paragraph)[0]) for paragraph in paragraphs] + [1]
+    kept = []
+    for paragraph, level, following in zip(paragraphs, levels, levels[1:], strict=False):
+        if level == 0 or following == 0 or following > level:
+            kept.append(paragraph)
+    return "\n\n".join(kept) + "\n"
+
+
+def markdown(columns: Columns, rows: list[Row]) -> str:
+    """A Markdown table; what is missing is a dash, and without rows a sentence."""
+    if not rows:
+        return "Not run yet.\n"
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = [markdown_text(row.get(key, "")) or "–" for key in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def tex_text(text: str) -> str:
     """Text with everything escaped that LaTeX would read as a command."""
     return "".join(TEX.get(character, character) for character in text)
 
 
-def tex_groups(columns: list[Column]) -> Iterator[tuple[str, int, int]]:
-    """Runs of neighbouring columns with one group: heading, first and last column (from 1)."""
-    first = 0
-    while first < len(columns):
-        last = first
-        while last + 1 < len(columns) and columns[last + 1].group == columns[first].group:
-            last += 1
-        yield columns[first].group, first + 1, last + 1
-        first = last + 1
-
-
-def latex(columns: list[Column], rows: list[Row]) -> str:
-    """A booktabs tabular without float, for \\input; a thin rule where the first column changes."""
-    groups = list(tex_groups(columns))
-    lines = [
-        "% made by tools/report/make.py; needs booktabs",
-        r"\begin{tabular}{" + "l" * len(columns) + "}",
-        r"\toprule",
-    ]
-    lines.append(
-        " & ".join(
-            rf"\multicolumn{{{last - first + 1}}}{{l}}{{{tex_text(group)}}}"
-            for group, first, last in groups
-        )
-        + r" \\"
-    )
-    lines.append(
-        " ".join(rf"\cmidrule(lr){{{first}-{last}}}" for group, first, last in groups if group)
-    )
-    lines += [" & ".join(tex_text(column.heading) for column in columns) + r" \\", r"\midrule"]
-    for previous, row in zip([None, *rows], rows):
-        if previous is not None and previous.get(columns[0].key) != row.get(columns[0].key):
+def latex(columns: Columns, rows: list[Row]) -> str:
+    r"""A booktabs tabular for \input; a thin space where the first column changes."""
+    lines = ["% made by tools/report/make.py; needs booktabs"]
+    lines += [r"\begin{tabular}{" + "l" * len(columns) + "}", r"\toprule"]
+    lines += [" & ".join(tex_text(heading) for heading in columns.values()) + r" \\", r"\midrule"]
+    first, previous = next(iter(columns)), None
+    for row in rows:
+        if previous is not None and previous[first] != row[first]:
             lines.append(r"\addlinespace")
-        lines.append(
-            " & ".join(tex_text(row.get(column.key, "") or "–") for column in columns) + r" \\"
-        )
+        cells = [tex_text(row.get(key, "")) or "--" for key in columns]
+        lines.append(" & ".join(cells) + r" \\")
+        previous = row
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def comma_separated(keys: list[str], rows: list[Row]) -> str:
-    """A CSV for programs: no thousands separators, ASCII minus, empty where nothing is known."""
+def comma_separated(rows: list[Row]) -> str:
+    """A CSV for programs: every column but the cells for reading, ASCII minus."""
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if "_cell" not in key]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(keys)
     for row in rows:
-        writer.writerow([plain(key, row.get(key, "")) for key in keys])
+        texts = [row.get(key, "").replace("−", "-").replace("×", "x") for key in keys]
+        writer.writerow(texts)
     return stream.getvalue()
-
-
-def plain(key: str, text: str) -> str:
-    """A cell as programs like it."""
-    if key in ("parameters", "fc_multiplications"):
-        text = text.replace(",", "")
-    return text.replace("−", "-").replace("×", "x")

@@ -1,6 +1,4 @@
-"""Means, intervals, corrections and verdicts; the rules are those of rules.py."""
-
-from __future__ import annotations
+"""Means, intervals, tests and verdicts; the rules are those of rules.py."""
 
 import functools
 import math
@@ -35,7 +33,9 @@ def mean_of(values: Sequence[float]) -> float:
 
 def std_of(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n - 1); none for a single value or one that diverged."""
-    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    return statistics.stdev(values)
 
 
 def half_width(
@@ -44,13 +44,14 @@ def half_width(
     resolution: float = 0.0,
     confidence: float = CONFIDENCE,
 ) -> float:
-    """t(n - 1) s sqrt(1/n + further). A spread below the weight of one test image cannot be told from one image."""
+    """t(n - 1) s sqrt(1/n + further); a spread below one test image cannot be told from it."""
     spread = max(std_of(values), resolution)
-    return t_quantile(len(values) - 1, confidence) * spread * math.sqrt(1 / len(values) + further)
+    degrees = len(values) - 1
+    return t_quantile(degrees, confidence) * spread * math.sqrt(1 / len(values) + further)
 
 
 class Difference(NamedTuple):
-    """Mean of the paired differences; 95 and 90 % intervals, p of the t test, std and correlation from two pairs on."""
+    """Mean of paired differences; intervals, p of the t test and spread from two pairs on."""
 
     pairs: int
     mean: float | None = None
@@ -70,12 +71,9 @@ class Difference(NamedTuple):
 
 def paired(left: Iterable[Log], right: Iterable[Log]) -> list[tuple[Log, Log]]:
     """Runs of one seed on the same data."""
-    partner = {log.seed: log for log in right}
-    return [
-        (log, partner[log.seed])
-        for log in left
-        if log.seed in partner and log.data["sha256"] == partner[log.seed].data["sha256"]
-    ]
+    partner = {(log.seed, log.data_key): log for log in right}
+    keys = [(log, (log.seed, log.data_key)) for log in left]
+    return [(log, partner[key]) for log, key in keys if key in partner]
 
 
 def paired_difference(left: Iterable[Log], right: Iterable[Log]) -> Difference:
@@ -95,10 +93,14 @@ def paired_difference(left: Iterable[Log], right: Iterable[Log]) -> Difference:
         half_width(values, 0, floor, confidence) for confidence in (CONFIDENCE, 2 * CONFIDENCE - 1)
     )
     spread = max(std_of(values), floor)
-    ratio = abs(mean) / (spread / math.sqrt(len(values))) if spread else math.inf if mean else 0.0
+    ratio = math.inf if mean else 0.0
+    if spread:
+        ratio = abs(mean) / (spread / math.sqrt(len(values)))
     p = float(2 * t.sf(ratio, len(values) - 1))
-    sides = [[log.score for log in side] for side in zip(*pairs)]
-    correlation = statistics.correlation(*sides) if all(std_of(side) for side in sides) else None
+    sides = [[log.score for log in side] for side in zip(*pairs, strict=True)]
+    correlation = None
+    if all(std_of(side) for side in sides):
+        correlation = statistics.correlation(*sides)
     ends = mean - wide, mean + wide, mean - narrow, mean + narrow
     return Difference(len(values), mean, *ends, p, spread, correlation, ahead)
 
@@ -117,38 +119,56 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def decisions(differences: Sequence[Difference]) -> list[tuple[float | None, str]]:
+    """(p by Holm over these, decision) of each; those that are not judged do not count."""
+    judged = [index for index, each in enumerate(differences) if each.judged]
+    adjusted = holm([differences[index].p for index in judged])
+    p_values = dict(zip(judged, adjusted, strict=True))
+    return [
+        (p_values.get(index), decide(each, p_values.get(index)))
+        for index, each in enumerate(differences)
+    ]
+
+
 def decide(difference: Difference, p: float | None) -> str:
     """Which head is better at 5 %, by this p value."""
     if difference.pairs == 0:
         return "not run yet"
     if not difference.judged or p is None:
         return "not judged"
-    return (
-        "undecided"
-        if p >= 1 - CONFIDENCE
-        else "Spinal better"
-        if difference.mean > 0
-        else "FC better"
-    )
+    if p >= 1 - CONFIDENCE:
+        return "undecided"
+    return "Spinal better" if difference.mean > 0 else "FC better"
 
 
 def equivalent(difference: Difference, margin: float | None) -> str:
     """Two one-sided tests: does the 90 % interval lie inside the margin?"""
     if margin is None or not difference.judged:
         return ""
-    return f"{'yes' if -margin < difference.low90 and difference.high90 < margin else 'not shown'} (± {margin})"
+    inside = -margin < difference.low90 and difference.high90 < margin
+    return f"{'yes' if inside else 'not shown'} (± {margin})"
 
 
-def detectable(difference: Difference, power: float = POWER) -> float | None:
-    """The true difference that so many pairs with this scatter show at 5 % with this power (noncentral t)."""
+def detectable(difference: Difference, power: float = POWER) -> tuple[float, float, float] | None:
+    """The true difference that so many pairs show at 5 % with this power (noncentral t).
+
+    With the scatter that was seen, and with both ends of the 95 % interval of the scatter itself
+    (chi-square), which is wide for a few pairs.
+    """
     if not difference.judged or not difference.std:
         return None
     from scipy.optimize import brentq
-    from scipy.stats import nct
+    from scipy.stats import chi2, nct
 
     degrees, limit = difference.pairs - 1, t_quantile(difference.pairs - 1)
-    shift = brentq(lambda shift: nct.sf(limit, degrees, shift) - power, 1, 12)
-    return shift * difference.std / math.sqrt(difference.pairs)
+
+    def excess(shift: float) -> float:
+        return nct.sf(limit, degrees, shift) - power
+
+    unit = brentq(excess, 1, 12) / math.sqrt(difference.pairs)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (math.sqrt(degrees / chi2.ppf(q, degrees)) for q in (1 - tail, tail))
+    return tuple(unit * difference.std * factor for factor in (1.0, low, high))
 
 
 def error_reduction(better: float, base: float) -> float | None:
@@ -157,13 +177,13 @@ def error_reduction(better: float, base: float) -> float | None:
 
 
 def above_best(values: Sequence[float], best: str) -> tuple[int, float]:
-    """(k, chance): how many runs exceed the paper's best of ten, and the chance of k or more in one population."""
+    """(k, chance): how many runs exceed the paper's best of ten, and the chance of k or more."""
     k = sum(value > float(best) + PAPER_ROUNDING for value in values)
     return k, math.comb(len(values), k) / math.comb(len(values) + PAPER_RUNS, k)
 
 
 def tolerance_of(values: Sequence[float], resolution: float) -> float:
-    """How far the paper's average may lie from ours untold: a prediction interval for ten further runs."""
+    """How far the paper's average may lie from ours untold: a prediction interval for ten runs."""
     return half_width(values, 1 / PAPER_RUNS, resolution, ROW_CONFIDENCE) + PAPER_ROUNDING
 
 
@@ -178,22 +198,20 @@ def judge_row(values: Sequence[float], printed: str, best: str, resolution: floa
     distance, tolerance = mean_of(values) - float(printed), tolerance_of(values, resolution)
     if abs(distance) > tolerance:
         side = "higher" if distance > 0 else "lower"
-        return f"told apart: mean {side} by {abs(distance):.2f}, tolerance {tolerance:.2f}"
-    if best and (exceeding := above_best(values, best))[1] <= 1 - ROW_CONFIDENCE:
-        return f"told apart: {exceeding[0]} of {len(values)} above the paper's best, chance {100 * exceeding[1]:.1f} %"
-    return f"not told apart, tolerance {tolerance:.2f}"
+        return f"yes: mean {side} by {abs(distance):.2f}, tolerance {tolerance:.2f}"
+    if best:
+        k, chance = above_best(values, best)
+        if chance <= 1 - ROW_CONFIDENCE:
+            return f"yes: {k} of {len(values)} above the paper's best, chance {100 * chance:.1f} %"
+    return f"no, tolerance {tolerance:.2f}"
 
 
-def judge_spread(values: Sequence[float], printed: str) -> str:
+def judge_range(values: Sequence[float], printed: str) -> str:
     """Verdict on a cell of Table I: is the one value of the paper within our seeds?"""
     if not values:
         return "not run yet"
     if len(values) < FEWEST_SEEDS:
         return "not judged"
     if float(printed) < min(values):
-        return "outside: the paper below all our seeds"
-    return (
-        "outside: the paper above all our seeds"
-        if float(printed) > max(values)
-        else "within our spread"
-    )
+        return "paper below all our seeds"
+    return "paper above all our seeds" if float(printed) > max(values) else "within our range"

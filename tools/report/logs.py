@@ -1,73 +1,98 @@
-"""Logs of runs: the schema (results/SCHEMA.md), checking and reading."""
+"""Logs of runs: reading and checking what results/SCHEMA.md says, schemas 1 to 3."""
 
-from __future__ import annotations
-
+import base64
 import json
 import math
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2
+from report.settings import (
+    VERIFIED,
+    canonical,
+    common_settings,
+    data_key,
+    is_regression,
+    is_tabular,
+)
+
+SCHEMAS = (1, 2, 3)
 LARGEST = 1e60  # a number beyond it is nonsense here, and its square would overflow
 
 
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
+
+
 def is_number(value: Any) -> bool:
-    return (
-        type(value) in (int, float) and -LARGEST < value < LARGEST
-    )  # false for NaN and infinities
+    return type(value) in (int, float) and -LARGEST < value < LARGEST  # no NaN, no infinities
+
+
+def is_nullable(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def is_accuracy(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 100
+
+
+def is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def is_filled(value: Any) -> bool:
+    return type(value) is str and value != ""
+
+
+def is_object(value: Any) -> bool:
+    return type(value) is dict
+
+
+def are_texts(value: Any) -> bool:
+    return type(value) is list and all(type(text) is str for text in value)
+
+
+def is_boolean(value: Any) -> bool:
+    return type(value) is bool
+
+
+def is_anything(value: Any) -> bool:
+    return True
 
 
 KINDS = {  # what a value must be, and the words that name it
-    "count": (lambda value: type(value) is int and 0 <= value < LARGEST, "an integer, 0 or more"),
+    "count": (is_count, "an integer, 0 or more"),
     "number": (is_number, "a finite number"),
-    "nullable": (lambda value: value is None or is_number(value), "a finite number or null"),
-    "accuracy": (
-        lambda value: type(value) in (int, float) and 0 <= value <= 100,
-        "a number from 0 to 100",
-    ),
-    "text": (lambda value: type(value) is str, "a string"),
-    "filled": (lambda value: type(value) is str and value != "", "a string that is not empty"),
-    "object": (lambda value: type(value) is dict, "an object"),
-    "texts": (
-        lambda value: type(value) is list and all(type(text) is str for text in value),
-        "a list of strings",
-    ),
-    "boolean": (lambda value: type(value) is bool, "true or false"),
-    "any": (lambda value: True, "anything"),
+    "nullable": (is_nullable, "a finite number or null"),
+    "accuracy": (is_accuracy, "a number from 0 to 100"),
+    "text": (is_text, "a string"),
+    "filled": (is_filled, "a string that is not empty"),
+    "object": (is_object, "an object"),
+    "texts": (are_texts, "a list of strings"),
+    "boolean": (is_boolean, "true or false"),
+    "any": (is_anything, "anything"),
 }
 START = (
-    "schema:count script:text run:text seed:count settings:object departures:texts parameters:count "
-    "fc_multiplications:count data:object provenance:object"
+    "schema:count script:text run:text seed:count settings:object departures:texts "
+    "parameters:count fc_multiplications:count data:object provenance:object"
 )
 SETTINGS = (
-    "dataset:text network:text head:text layers:count width:count protocol:text epochs:count batch_size:count "
-    "learning_rate:number optimizer:any rate_rule:any selection:text precision:text"
+    "dataset:text network:text head:text layers:count width:count protocol:text epochs:count "
+    "batch_size:count learning_rate:number optimizer:any rate_rule:any selection:text "
+    "precision:text"
 )
 ALLOWED = {
     "head": ("fc", "spinal"),
     "protocol": ("published", "corrected"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "ieee", "bf16"),
     "selection": ("last", "best_test", "heldout", "minimum"),
 }
 DATA = "train:count heldout:count test:count sha256:filled official:boolean"
-PROVENANCE = "script_sha256:text device:text device_name:text threads:count versions:object"
+PROVENANCE = "script_sha256:text device:filled device_name:text threads:count versions:object"
 EPOCH = "learning_rate:number train_loss:nullable seconds:number"
 END = "epochs:count seconds:number"
-REGRESSION = (
-    f"{EPOCH} last_batch_mse:nullable train_mse:nullable clean_mse:nullable",
-    f"{END} min_last_batch_mse_100:nullable min_last_batch_mse_200:nullable train_mse:nullable "
-    "clean_mse:nullable noise_variance:number",
-)
-TABULAR = (
-    f"{EPOCH} heldout_mse:nullable",
-    f"{END} best_epoch:count heldout_mse:nullable test_mse:nullable test_r2:nullable",
-)
-IMAGES = (
-    "{EPOCH} {split}_loss:nullable {split}_accuracy_pct:accuracy",
-    "{END} best_epoch:count best_{split}_accuracy_pct:accuracy last_test_accuracy_pct:accuracy "
-    "selected_epoch:count selected_test_accuracy_pct:accuracy",
-)
 
 
 @dataclass(frozen=True)
@@ -92,36 +117,36 @@ class BadLog(Exception):
 
 @dataclass
 class Log:
-    """One finished run. `curve` is one number an epoch: watched accuracy of images, clean MSE of a regression."""
+    """One finished run. `curve`: watched accuracy of images, clean MSE of a regression by epoch."""
 
     path: str
     start: dict[str, Any]
     end: dict[str, Any]
     curve: list[float] = field(repr=False)
+    resumes: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        self.settings, self.seed, self.script = (
-            self.start["settings"],
-            self.start["seed"],
-            self.start["script"],
-        )
-        self.data, self.departures = self.start["data"], list(self.start["departures"])
-        if (
-            self.settings["precision"] != "fp32" and "precision" not in self.departures
-        ):  # whatever its script thought
-            self.departures.append("precision")
-        self.regression = is_regression(self.settings)
+        self.settings = common_settings(self.start)
         self.settings_text = canonical(self.settings)
+        self.seed, self.script = self.start["seed"], self.start["script"]
+        self.data, self.departures = self.start["data"], list(self.start["departures"])
+        self.head = self.start["run"].split("-")[1]  # `fc`, `fc26`, `spinal6x8`
+        # Whatever its script thought: another precision or width is another experiment.
+        for key, departs in (
+            ("precision", self.settings["precision"] != "fp32"),
+            ("width", self.head[2:].isdigit()),
+        ):
+            if departs and key not in self.departures:
+                self.departures.append(key)
+        self.regression = is_regression(self.settings)
 
     @property
     def score(self) -> float:
-        """The number that tables report; a regression that diverged counts as infinite, not as absent."""
+        """The number that tables report; a regression that diverged counts as infinite."""
         if self.regression:
             return self.value("test_mse" if is_tabular(self.settings) else "clean_mse")
-        if (
-            self.script == "tl_caltech101" and self.settings["protocol"] == "published"
-        ):  # the paper prints this one
-            return self.end["best_heldout_accuracy_pct"]
+        if self.script == "tl_caltech101" and self.settings["protocol"] == "published":
+            return self.end["best_heldout_accuracy_pct"]  # what the paper prints
         return self.end["selected_test_accuracy_pct"]
 
     def value(self, key: str) -> float:
@@ -129,46 +154,49 @@ class Log:
         return math.inf if self.end[key] is None else self.end[key]
 
     @property
+    def provenances(self) -> list[dict[str, Any]]:
+        """Where the run began and where it went on."""
+        return [self.start["provenance"], *(line["provenance"] for line in self.resumes)]
+
+    @property
+    def device(self) -> str:
+        """Kind of device: `cpu`, `cuda`; `cpu and cuda` if the run moved."""
+        kinds = {each["device"].split(":")[0] for each in self.provenances}
+        return " and ".join(sorted(kinds))
+
+    @property
     def data_key(self) -> str:
-        """What must be equal for an average. Synthetic data are drawn from the seed, so seeds differ by design."""
-        return "" if self.regression and not is_tabular(self.settings) else self.data["sha256"]
+        """What must be equal for an average. Synthetic data are drawn from the seed."""
+        if self.regression and not is_tabular(self.settings):
+            return ""
+        return data_key(self.data["sha256"])
 
+    @property
+    def experiment(self) -> tuple[str, str, str]:
+        """Runs may be averaged only if this is equal."""
+        return self.settings_text, self.data_key, self.device
 
-def canonical(value: Any) -> str:
-    """Text that is equal for equal JSON values."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=True)
-
-
-def is_regression(settings: dict[str, Any]) -> bool:
-    """Whether a run is measured by an error: only regressions report a minimum or use synthetic data."""
-    return (
-        settings["selection"] == "minimum"
-        or settings["dataset"] == "synthetic"
-        or is_tabular(settings)
-    )
-
-
-def is_tabular(settings: dict[str, Any]) -> bool:
-    """A run on a table of somebody's own (Regression/tabular.py)."""
-    return settings.get("task") == "tabular"
-
-
-def head_label(settings: dict[str, Any]) -> str:
-    """`fc` or `spinal6x8`, as in file names."""
-    return "fc" if settings["head"] == "fc" else f"spinal{settings['layers']}x{settings['width']}"
+    @property
+    def verified(self) -> bool:
+        """Whether the data are known to be the official ones, not only as many as these."""
+        if "verified" in self.data:
+            return self.data["verified"] is True
+        return self.data["sha256"] in VERIFIED or self.regression
 
 
 def check_keys(line: int, record: dict[str, Any], spec: str, where: str = "") -> None:
-    """Every key of `spec` (key:kind ...) is there and is what it must be; other keys are not read."""
+    """Every key of `spec` (key:kind ...) is there and is what it must be."""
     for part in spec.split():
         key, _, kind = part.partition(":")
         if key not in record:
             raise BadLog(line, f"{where}{key} is missing")
-        if not KINDS[kind][0](record[key]):
-            raise BadLog(line, f"{where}{key} is not {KINDS[kind][1]}")
+        is_right, words = KINDS[kind]
+        if not is_right(record[key]):
+            raise BadLog(line, f"{where}{key} is not {words}")
 
 
 def refuse_constant(name: str) -> None:
+    """NaN and Infinity are no JSON."""
     raise ValueError(f"{name} is not JSON")
 
 
@@ -182,12 +210,28 @@ def parse_line(line: int, text: bytes, last: bool) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise BadLog(line, "not UTF-8") from None
     except (ValueError, RecursionError):
-        raise BadLog(
-            line, "not JSON" + (" (last line, the log may be cut off)" if last else "")
-        ) from None
+        cut = " (last line, the log may be cut off)" if last else ""
+        raise BadLog(line, f"not JSON{cut}") from None
     if type(record) is not dict or type(record.get("event")) is not str:
         raise BadLog(line, "not a log line: no object with an event")
     return record
+
+
+def check_settings(start: dict[str, Any]) -> None:
+    """The settings, and the head that the name of the run says."""
+    settings = start["settings"]
+    check_keys(1, settings, SETTINGS, "settings.")
+    if settings["dataset"] == "synthetic":
+        check_keys(1, settings, "function:text noise:text", "settings.")
+    for key, allowed in ALLOWED.items():
+        if settings[key] not in allowed:
+            raise BadLog(1, f"settings.{key} is none of {', '.join(allowed)}")
+    head = f"fc({settings['width']})?"
+    if settings["head"] == "spinal":
+        head = f"spinal{settings['layers']}x{settings['width']}"
+    name = f"{re.escape(settings['network'])}-{head}-{settings['protocol']}-(.*-)?s{start['seed']}"
+    if not re.fullmatch(name, start["run"], re.DOTALL):
+        raise BadLog(1, "the name of the run does not fit its settings and seed")
 
 
 def check_start(start: dict[str, Any], script: str, run: str) -> None:
@@ -195,123 +239,176 @@ def check_start(start: dict[str, Any], script: str, run: str) -> None:
     if start["event"] != "start":
         raise BadLog(1, "the first line is not a start line")
     check_keys(1, start, START)
-    if start["schema"] != SCHEMA:
-        raise BadLog(1, f"schema {start['schema']}, this program reads schema {SCHEMA}")
-    settings = start["settings"]
-    check_keys(1, settings, SETTINGS, "settings.")
-    check_keys(
-        1,
-        settings,
-        "function:text noise:text" if settings["dataset"] == "synthetic" else "",
-        "settings.",
-    )
-    for key, allowed in ALLOWED.items():
-        if settings[key] not in allowed:
-            raise BadLog(1, f"settings.{key} is none of {', '.join(allowed)}")
-    check_keys(1, start["data"], DATA, "data.")
+    if start["schema"] not in SCHEMAS:
+        raise BadLog(1, f"schema {start['schema']}, this program reads schemas 1 to {SCHEMAS[-1]}")
+    check_settings(start)
+    verified = " verified:boolean" if start["schema"] >= 3 and "verified" in start["data"] else ""
+    check_keys(1, start["data"], DATA + verified, "data.")
     check_keys(1, start["provenance"], PROVENANCE, "provenance.")
     if start["script"] != script:
         raise BadLog(1, f"the log of script {start['script']} lies in the folder {script}")
     if start["run"] != run:
         raise BadLog(1, f"the log of run {start['run']} has the file name {run}")
-    name = f"{settings['network']}-{head_label(settings)}-{settings['protocol']}"
-    if not (run.startswith(f"{name}-") and run.endswith(f"-s{start['seed']}")):
-        raise BadLog(1, f"the name does not fit the settings: expected {name}-...-s{start['seed']}")
 
 
-def check_end(
-    line: int, end: dict[str, Any], settings: dict[str, Any], split: str, values: list[Any]
-) -> None:
+@dataclass(frozen=True)
+class Form:
+    """Which keys the lines of a kind of run have."""
+
+    epoch: str
+    end: str
+    shown: str  # what the curve is made of
+    tracked: str  # what the end line repeats from the epoch lines
+
+
+def form_of(settings: dict[str, Any]) -> Form:
+    """The form of a run with these settings."""
+    if is_tabular(settings):
+        epoch, end = f"{EPOCH} heldout_mse:nullable", f"{END} best_epoch:count"
+        end += " heldout_mse:nullable test_mse:nullable test_r2:nullable"
+        return Form(epoch, end, "heldout_mse", "heldout_mse")
+    if is_regression(settings):
+        losses = "train_mse:nullable clean_mse:nullable"
+        minima = "min_last_batch_mse_100:nullable min_last_batch_mse_200:nullable"
+        end = f"{END} {minima} {losses} noise_variance:number"
+        epoch = f"{EPOCH} last_batch_mse:nullable {losses}"
+        return Form(epoch, end, "clean_mse", "last_batch_mse")
+    split = "heldout" if settings["selection"] == "heldout" else "test"
+    watched = f"{split}_accuracy_pct"
+    end = f"{END} best_epoch:count best_{watched}:accuracy last_test_accuracy_pct:accuracy"
+    end += " selected_epoch:count selected_test_accuracy_pct:accuracy"
+    epoch = f"{EPOCH} {split}_loss:nullable {watched}:accuracy"
+    return Form(epoch, end, watched, watched)
+
+
+def expected_numbers(settings: dict[str, Any], tracked: str, values: list[Any]) -> dict[str, float]:
+    """Numbers of the end line that follow from the epoch lines."""
+    known = [value for value in values if value is not None]
+    if is_tabular(settings):
+        return {"heldout_mse": min(known)} if known else {}
+    if is_regression(settings):
+        first = {limit: [x for x in values[:limit] if x is not None] for limit in (100, 200)}
+        return {
+            f"min_last_batch_mse_{limit}": min(first[limit])
+            for limit in (100, 200)
+            if len(values) >= limit and first[limit]
+        }
+    numbers = {f"best_{tracked}": max(values)}
+    if tracked == "test_accuracy_pct":
+        selected = values[-1] if settings["selection"] == "last" else max(values)
+        numbers |= {"last_test_accuracy_pct": values[-1], "selected_test_accuracy_pct": selected}
+    return numbers
+
+
+def check_bits(line: int, end: dict[str, Any], test: int) -> None:
+    """`test_correct` holds one bit a test image, as many of them 1 as the accuracy says."""
+    try:
+        data = base64.b64decode(end["test_correct"], validate=True)
+    except (ValueError, TypeError):
+        raise BadLog(line, "test_correct is not base64") from None
+    right = int.from_bytes(data, "big").bit_count()
+    accuracy = end["selected_test_accuracy_pct"]
+    fits = len(data) == math.ceil(test / 8) and test > 0
+    if not fits or not math.isclose(100 * right / test, accuracy, rel_tol=2e-5, abs_tol=1e-9):
+        raise BadLog(line, f"test_correct does not give {accuracy} % of {test} images")
+
+
+def check_end(line: int, end: dict[str, Any], start: dict[str, Any], values: list[Any]) -> None:
     """The last line: its numbers are those of the epoch lines (which hold six digits)."""
+    settings = start["settings"]
+    form = form_of(settings)
+    check_keys(line, end, form.end)
     if end.get("outcome") not in ("finished", "diverged"):
         raise BadLog(line, "outcome is neither finished nor diverged")
-    check_keys(line, end, "diverged_epoch:count" if end["outcome"] == "diverged" else "")
-    if end["epochs"] != len(values):
-        raise BadLog(line, f"the end line counts {end['epochs']} epochs, the log has {len(values)}")
-    if end["outcome"] == "finished" and len(values) != settings["epochs"]:
-        raise BadLog(
-            line, f"finished after {len(values)} epochs, settings.epochs is {settings['epochs']}"
-        )
-    known = [value for value in values if value is not None]
-    expected: dict[str, float] = {}
-    if is_tabular(settings):
-        expected = {"heldout_mse": min(known)} if known else {}
-    elif is_regression(settings):
-        for limit in (100, 200):
-            if len(values) >= limit and (
-                first := [value for value in values[:limit] if value is not None]
-            ):
-                expected[f"min_last_batch_mse_{limit}"] = min(first)
-    else:
-        expected[f"best_{split}_accuracy_pct"] = max(values)
-        if split == "test":
-            expected["last_test_accuracy_pct"] = values[-1]
-            expected["selected_test_accuracy_pct"] = (
-                values[-1] if settings["selection"] == "last" else max(values)
-            )
-    for key, value in expected.items():
+    count = len(values)
+    if end["epochs"] != count:
+        raise BadLog(line, f"the end line counts {end['epochs']} epochs, the log has {count}")
+    if end["outcome"] == "finished" and count != settings["epochs"]:
+        wanted = settings["epochs"]
+        raise BadLog(line, f"finished after {count} epochs, settings.epochs is {wanted}")
+    for key, value in expected_numbers(settings, form.tracked, values).items():
         if end[key] is None or not math.isclose(end[key], value, rel_tol=2e-5):
             raise BadLog(line, f"{key} is {end[key]}, the epoch lines say {value}")
+    if "test_correct" in end and not is_regression(settings):
+        check_bits(line, end, start["data"]["test"])
 
 
-def read_log(path: Path, label: str, script: str) -> Log:
-    """One finished log, checked line by line; raises BadLog."""
+def lines_of(path: Path) -> list[bytes]:
+    """The lines of a log."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise BadLog(1, f"cannot be read: {error.strerror}") from None
-    if lines[-1] == b"":
+    if lines[-1].strip() == b"":
         lines.pop()
     if not lines:
-        raise BadLog(1, "empty file")
+        raise BadLog(1, "empty file: the run was cut off, run it again with --overwrite")
+    return lines
+
+
+def read_log(path: Path, label: str, script: str) -> Log:
+    """One finished log, checked line by line; raises BadLog."""
+    lines = lines_of(path)
     start = parse_line(1, lines[0], len(lines) == 1)
     check_start(start, script, path.name.removesuffix(".jsonl"))
-    settings = start["settings"]
-    split = "heldout" if settings["selection"] == "heldout" else "test"
-    if is_tabular(settings):
-        specs, shown, tracked = TABULAR, "heldout_mse", "heldout_mse"
-    elif is_regression(settings):
-        specs, shown, tracked = REGRESSION, "clean_mse", "last_batch_mse"
-    else:
-        specs = [spec.format(EPOCH=EPOCH, END=END, split=split) for spec in IMAGES]
-        shown = tracked = f"{split}_accuracy_pct"
-    curve, values = [], []
+    form = form_of(start["settings"])
+    curve, values, resumes, end = [], [], [], None
     for number, text in enumerate(lines[1:], 2):
+        if end is not None:
+            raise BadLog(number, "lines after the end line")
         record = parse_line(number, text, number == len(lines))
         if record["event"] == "end":
-            break
-        if record["event"] != "epoch":
-            raise BadLog(number, "neither an epoch line nor an end line")
-        if record.get("epoch") != number - 1 or type(record["epoch"]) is not int:
-            raise BadLog(number, f"epoch {number - 1} is missing")
-        check_keys(number, record, specs[0])
-        curve.append(math.nan if record[shown] is None else record[shown])
-        values.append(record[tracked])
-    else:
+            end = record
+        elif record["event"] == "resume":
+            check_keys(number, record, "epoch:count provenance:object")
+            check_keys(number, record["provenance"], PROVENANCE, "provenance.")
+            resumes.append(record)
+        elif record["event"] != "epoch":
+            raise BadLog(number, "none of an epoch, a resume and an end line")
+        elif type(record.get("epoch")) is not int or record["epoch"] != len(values) + 1:
+            raise BadLog(number, f"epoch {len(values) + 1} is missing")
+        else:
+            check_keys(number, record, form.epoch)
+            shown = record[form.shown]
+            curve.append(math.nan if shown is None else shown)
+            values.append(record[form.tracked])
+    if end is None:
         raise BadLog(len(lines), "no end line")
-    if number != len(lines):
-        raise BadLog(number + 1, "lines after the end line")
     if not values:
-        raise BadLog(number, "no epoch line")
-    check_keys(number, record, specs[1])
-    check_end(number, record, settings, split, values)
-    return Log(label, start, record, curve)
+        raise BadLog(len(lines), "no epoch line")
+    check_end(len(lines), end, start, values)
+    return Log(label, start, end, curve, resumes)
+
+
+def log_files(folder: Path) -> list[Path]:
+    """Logs and unfinished logs below a folder, through linked folders too, each folder once."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in names if name.endswith((".jsonl", ".jsonl.part"))]
+    return sorted(found, key=by_folder_and_length)
+
+
+def by_folder_and_length(path: Path) -> tuple:
+    """Of duplicates the shortest name comes first."""
+    return path.parent, len(path.name), path.name
 
 
 def read_logs(folder: Path) -> tuple[list[Log], list[Finding]]:
-    """Every usable log below `folder`, and a finding for each of the others; of duplicates the shortest name stays."""
+    """Every usable log below `folder`, and a finding for each of the others."""
     logs, findings, seen = [], [], {}
-    for path in sorted(
-        folder.rglob("*.jsonl*"), key=lambda path: (path.parent, len(path.name), path.name)
-    ):
+    for path in log_files(folder):
         label = path.relative_to(folder.parent).as_posix()
         if path.name.endswith(".jsonl.part"):
             findings.append(Finding(label, 1, "unfinished run"))
-        if not path.name.endswith(".jsonl"):
             continue
         try:
             log = read_log(path, label, path.relative_to(folder).parent.as_posix())
-            identity = (log.script, log.settings_text, log.seed, log.data_key)
+            identity = (log.script, log.seed, *log.experiment)
             if identity in seen:
                 raise BadLog(1, f"duplicate of {seen[identity]} (same settings, seed and data)")
         except BadLog as bad:

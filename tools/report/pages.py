@@ -1,242 +1,106 @@
-"""The report on the reference logs and the page of the user's own runs; their prose stands in the templates."""
-
-from __future__ import annotations
+"""The report on the shipped logs and the page of the user's own; their prose is in templates."""
 
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from report import rules, series, tables
-from report.costs import CLAIM, Cost, claim_rows, find, of_row, plan_file
+from report import tables
+from report.claims import CLAIMS, claim_rows
+from report.comparisons import Comparison, Identity
+from report.costs import find, plan_file
+from report.evidence import Evidence
 from report.formats import TEMPLATES, comma_separated, fill, latex, markdown, markdown_text
-from report.inference import Difference, mean_of
-from report.logs import Finding
-from report.names import VARIANTS, script_path
-from report.paper import PaperRow
-from report.rows import Cells, Comparison, reading_order, row_comparisons
-from report.tables import Column, Constants, Row, number
+from report.inference import decisions, mean_of
+from report.names import script_path
+from report.rows import BROADCAST, CORRECTED, RELEASED
+from report.tables import Columns, Row, difference_text, number
 
 NOT_YET = "not run yet"
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Everything that the report is a function of."""
-
-    paper: list[PaperRow]
-    cells: Cells
-    findings: list[Finding]
-    costs: list[Cost]
-    constants: Constants
-
-    @property
-    def items(self) -> list[Comparison]:
-        return row_comparisons(self.cells, self.paper)
-
-    @property
-    def images(self) -> list[Comparison]:
-        """Comparisons of image sets, in the order of the table."""
-        return sorted(
-            (item for item in self.items if not item.spinal[0].regression), key=reading_order
-        )
-
-
-Tables = dict[str, list[Row]]
-FORMS: dict[str, tuple[list[Column], list[str]]] = {
-    "table1": (tables.REGRESSION, tables.REGRESSION_CSV),
-    "table2": (tables.ACCURACY, tables.ACCURACY_CSV),
-    "table2_pairs": (tables.PAIRS, tables.PAIRS_CSV),
-    "table3": (tables.ACCURACY, tables.ACCURACY_CSV),
-    "dropout": (series.DROPOUT, series.DROPOUT_CSV),
-    "vgg5_parts": (tables.PARTS, tables.PARTS_CSV),
-    "cnn_parts": (tables.PARTS, tables.PARTS_CSV),
-    "precision": (series.PRECISION, series.PRECISION_CSV),
-    "other_runs": (tables.OTHER, tables.OTHER_CSV),
+FORMS: dict[str, Columns] = {
+    "identity": tables.IDENTITY,
+    "comparisons": tables.PAIRS,
+    "vgg5": tables.VGG5,
+    "table1": tables.REGRESSION,
+    "table1_learnt": tables.LEARNT,
+    "table2": tables.ACCURACY,
+    "table3": tables.ACCURACY,
+    "precision": tables.PRECISION,
+    "claims": CLAIMS,
+    "other_runs": tables.OTHER,
 }
-IN_LATEX = ("table1", "table2", "table2_pairs", "table3", "dropout", "vgg5_parts", "cnn_parts")
+IN_LATEX = ("identity", "comparisons", "vgg5", "table1", "table1_learnt", "table2", "table3")
+FRONT: Columns = {
+    "what": "Spinal minus FC, points",
+    "paper": "Paper",
+    "released": "Ours, as released",
+    "left": "Ours, no dropout",
+    "verdict": "Verdict",
+}
 
 
-def table_rows(sources: Sources, reference: Cells | None = None) -> Tables:
+def table_rows(evidence: Evidence, reference: Evidence | None = None) -> dict[str, list[Row]]:
     """The rows of every table."""
-    paper, cells = sources.paper, sources.cells
+    paper, ours = evidence.paper, evidence.rows
+    theirs = reference.rows if reference else None
+    pairs = [tables.pair_row(each) for each in evidence.comparisons]
+    first = tables.regression_rows(paper, ours, evidence.constants)
+    identities, logs = evidence.identities, theirs.logs if theirs else []
+    claims = claim_rows(evidence.claims, evidence.costs, evidence.comparisons, identities, first)
+    second = ("II", "II (v2 only)")
     return {
-        "table1": tables.regression_rows(paper, cells, sources.constants, reference),
-        "table2": tables.accuracy_rows(paper, cells, "II", "II (v2 only)", reference=reference),
-        "table2_pairs": tables.pair_rows(sources.images),
-        "table3": tables.accuracy_rows(paper, cells, "III", reference=reference),
-        "dropout": series.dropout_rows(series.dropout_runs(cells)),
-        "vgg5_parts": series.part_rows(cells, paper, "vgg5"),
-        "cnn_parts": series.part_rows(cells, paper, "cnn"),
-        "precision": series.precision_rows(cells.logs),
-        "other_runs": tables.other_rows(series.outside_the_series(cells), reference),
+        "identity": tables.identity_rows(identities),
+        "comparisons": pairs,
+        "vgg5": [row for row in pairs if row["network"] == "VGG-5"],
+        "table1": first,
+        "table1_learnt": first,
+        "table2": tables.accuracy_rows(paper, ours, *second, reference=theirs),
+        "table3": tables.accuracy_rows(paper, ours, "III", reference=theirs),
+        "precision": tables.precision_rows(ours.logs),
+        "claims": claims,
+        "other_runs": tables.other_rows(ours.others, logs),
     }
 
 
-def table_files(sources: Sources, made: Tables) -> dict[str, str]:
+def table_files(evidence: Evidence, made: dict[str, list[Row]]) -> dict[str, str]:
     """Markdown, CSV and LaTeX of each table, and the command of each row."""
     texts = {
-        "tables/table1_learnt.md": markdown(tables.LEARNT, made["table1"]),
-        "tables/table1_learnt.tex": latex(tables.LEARNT, made["table1"]),
         "tables/tables.tex": (TEMPLATES / "tables.tex").read_text(encoding="utf-8"),
-        "tables/commands.txt": commands(sources),
+        "tables/commands.txt": commands(evidence),
     }
-    for name, (columns, keys) in FORMS.items():
+    for name, columns in FORMS.items():
         texts[f"tables/{name}.md"] = markdown(columns, made[name])
-        texts[f"tables/{name}.csv"] = comma_separated(keys, made[name])
+        if name not in ("vgg5", "table1_learnt"):  # these are columns or lines of another one
+            texts[f"tables/{name}.csv"] = comma_separated(made[name])
         if name in IN_LATEX:
             texts[f"tables/{name}.tex"] = latex(columns, made[name])
     return texts
 
 
-def commands(sources: Sources) -> str:
-    """One command for each row and protocol that has runs, for the seeds that these span."""
+def commands(evidence: Evidence) -> str:
+    """One command for each row and variant that has runs, for the seeds that these span."""
     lines = []
-    for row in sources.paper:
-        for variant in VARIANTS:
-            if logs := sources.cells.of(row, variant):
-                protocol, _, option = variant.partition("-")
-                target = (
-                    f"--function {row.function}"
-                    if row.function
-                    else f"--network {row.network} --precision fp32"
-                )
-                head = (
-                    f"spinal --layers {row.layers} --width {row.width}"
-                    if row.head == "spinal"
-                    else "fc"
-                )
-                option = {"broadcast": " --noise broadcast", "nodropout": " --fc-dropout 0"}.get(
-                    option, ""
-                )
-                seeds = (
-                    f"--seed {logs[0].seed} " * bool(logs[0].seed)
-                    + f"--runs {logs[-1].seed - logs[0].seed + 1}"
-                )
-                script = (script_path(row.script) or Path(f"{row.script}.py")).as_posix()
-                lines.append(
-                    f"python {script} {target} --head {head} --protocol {protocol}{option} {seeds}\n"
-                )
+    for row in evidence.paper:
+        for (owner, variant), logs in evidence.rows.runs.items():
+            if owner != row:
+                continue
+            target = f"--network {row.network} --precision fp32"
+            if row.function:
+                target = f"--function {row.function}"
+            head = "fc"
+            if row.head == "spinal":
+                head = f"spinal --layers {row.layers} --width {row.width}"
+            protocol = logs[0].settings["protocol"]
+            option = " --noise broadcast" if variant == BROADCAST else ""
+            if variant.startswith(f"{CORRECTED}, "):
+                option = f" --fc-dropout {logs[0].settings['fc_dropout']}"
+            seeds = f"--runs {logs[-1].seed - logs[0].seed + 1}"
+            if logs[0].seed:
+                seeds = f"--seed {logs[0].seed} {seeds}"
+            command = f"python {script_path(row.script).as_posix()} {target} --head {head}"
+            lines.append(f"{command} --protocol {protocol}{option} {seeds}\n")
     return "".join(dict.fromkeys(lines))
 
 
-# ---- Values of sentences: nothing in them is stronger than the decisions of the tables ----
-def tally(found: Sequence[str]) -> str:
-    """`4 for the Spinal head, none for the FC head, 2 undecided`."""
-    words = {
-        "Spinal better": "for the Spinal head",
-        "FC better": "for the FC head",
-        "undecided": "undecided",
-    }
-    return ", ".join(f"{found.count(key) or 'none'} {text}" for key, text in words.items())
-
-
-def spans(found: Iterable[tuple[str, str, Difference]]) -> str:
-    """Differences by data set: `MNIST +0.23 [+0.08, +0.39] (6 × 8), +0.26 [...] (6 × 10)`."""
-    sets: dict[str, list[str]] = defaultdict(list)
-    for name, label, difference in found:
-        sets[name].append(
-            tables.difference_text(difference, 2, count=False) + f" ({label})" * bool(label)
-        )
-    return "; ".join(f"{name} {', '.join(texts)}" for name, texts in sets.items())
-
-
-def told(images: Sequence[Comparison], network: str, *variants: str) -> str:
-    """Differences of a network under these variants, and decisions by Holm over all of the table."""
-    found, decided = [], []
-    for item, (_, _, decision) in zip(
-        images, tables.decisions([item.difference for item in images])
-    ):
-        if item.network == network and item.variant in variants and item.difference.judged:
-            found.append(
-                (
-                    item.dataset,
-                    item.size + ", no dropout" * ("nodropout" in item.variant),
-                    item.difference,
-                )
-            )
-            decided.append(decision)
-    return f"{spans(found)}; decisions: {tally(decided)}" if found else NOT_YET
-
-
-def equal_dropout(runs: series.DropoutRuns) -> str:
-    """What is left of the difference at equal dropout: range of means and intervals for each set, and decisions."""
-    found = series.dropout_differences(runs)
-    decided = [decision for _, _, decision in tables.decisions(list(found.values()))]
-    parts = []
-    for script, name in series.DROPOUT_SETS:
-        if here := [
-            difference
-            for key, difference in found.items()
-            if key[0] == script and difference.judged
-        ]:
-            means, lows, highs = (
-                [getattr(each, key) for each in here] for key in ("mean", "low", "high")
-            )
-            ends = [number(end, 2, "+") for end in (min(means), max(means), min(lows), max(highs))]
-            parts.append(
-                "between {} and {} on {} (intervals reach from {} to {})".format(
-                    *ends[:2], name, *ends[2:]
-                )
-            )
-    missing = sum(not difference.judged for difference in found.values())
-    text = f"{' and '.join(parts)}; decisions: {tally(decided)}" if parts else NOT_YET
-    return text + f"; {missing} of {len(found)} {NOT_YET}" * bool(parts and missing)
-
-
-def told_on_parts(rows: Sequence[Row]) -> str:
-    """Decisions on parts of the data, by protocol."""
-    judged = [row for row in rows if row.get("p")]
-    sets = ", ".join(dict.fromkeys(row["dataset"] for row in judged))
-    found = {
-        variant: [row["decision"] for row in judged if row["variant"] == variant]
-        for variant in VARIANTS.values()
-    }
-    texts = [f"{variant}: {tally(decided)}" for variant, decided in found.items() if decided]
-    return f"{sets}: {'; '.join(texts)}" if texts else NOT_YET
-
-
-def answer_values(sources: Sources, made: Tables) -> dict[str, str]:
-    """What stands in the five sentences."""
-    images, runs, rows = (
-        sources.images,
-        series.dropout_runs(sources.cells),
-        made["table2"] + made["table3"],
-    )
-    judged = [row for row in rows if "told apart" in row["verdict"]]
-    cells = [row[key] for row in made["table1"] for key in ("verdict_100", "verdict_200")]
-    have = {row["network"] for row in rows if row["runs"] != "0"}
-    lacking = dict.fromkeys(row["network"] for row in rows if row["network"] not in have)
-    vgg = [row for row in made["vgg5_parts"] if row.get("p")]
-    parts = [
-        f"{row['dataset']} {row['difference_cell'].rpartition(' (')[0]} ({row['variant']}, {row['epochs']} "
-        f"epochs, {row['precision']}, {row['pairs']} pairs, 80 % power from {row['detectable']}; the paper, "
-        f"all data: {row['paper_difference']})"
-        for row in vgg
-    ]
-    return {
-        "published": told(images, "CNN", "published"),
-        "equal_dropout": equal_dropout(runs),
-        "gains": spans((name, "", gain) for name, gain in series.dropout_gains(runs))
-        or f"({NOT_YET})",
-        "corrected": told(images, "CNN", "corrected", "corrected-nodropout"),
-        "parts": told_on_parts(made["cnn_parts"]),
-        "tutorial": told(images, "CNN (tutorial)", "corrected"),
-        "judged": str(len(judged)),
-        "sets": ", ".join(dict.fromkeys(row["dataset"] for row in judged)) or "none",
-        "apart": str(sum(row["verdict"].startswith("told apart") for row in judged)),
-        "alike": str(sum(row["verdict"].startswith("not told apart") for row in judged)),
-        "above": share(float(row["mean"]) > float(row["paper_mean"]) for row in judged),
-        "within": share("within" in cell for cell in cells if not cell.startswith("not")),
-        "missing": share(row["runs"] == "0" for row in rows),
-        "lacking": ", ".join(lacking) or "no network",
-        "vgg5": f"{'; '.join(parts)}; decisions: {tally([row['decision'] for row in vgg])}"
-        if vgg
-        else NOT_YET,
-    }
-
-
+# ---- Values of sentences: nothing in them is stronger than the tables ---------------------------
 def share(flags: Iterable[bool]) -> str:
     """`3 of 8`."""
     flags = list(flags)
@@ -252,161 +116,268 @@ def ends_of(values: Sequence[float], digits: int) -> str:
     )
 
 
-def seen(sources: Sources) -> dict[str, str]:
-    """What one sees in the figures; empty where there are no runs for one."""
-    cells, costs, runs = sources.cells, sources.costs, series.dropout_runs(sources.cells)
-    items = [item for item in sources.images if item.difference.judged]
-    rows = {
-        row: logs
-        for (row, variant), logs in cells.runs.items()
-        if variant == "published" and row.table != "I"
+def narrowest(identities: Sequence[Identity]) -> list[Identity]:
+    """One of each set: the narrowest Spinal head."""
+    found: dict[str, Identity] = {}
+    for each in identities:
+        found.setdefault(each.released.dataset, each)
+    return list(found.values())
+
+
+def by_set(identities: Sequence[Identity], part: str) -> str:
+    """`MNIST +0.23 [+0.08, +0.39]; ...` of one part of each identity, 6 × 8 only."""
+    texts = []
+    for each in narrowest(identities):
+        difference = each.gain if part == "gain" else getattr(each, part).difference
+        texts.append(f"{each.released.dataset} {difference_text(difference, 2, count=False)}")
+    return "; ".join(texts) or NOT_YET
+
+
+def tally(found: Sequence[str]) -> str:
+    """`4 for the Spinal head, none for the FC head, 2 undecided`."""
+    words = {
+        "Spinal better": "for the Spinal head",
+        "FC better": "for the FC head",
+        "undecided": "undecided",
     }
-    sides = []
-    for variant in ("published", "corrected", "corrected-nodropout"):
-        if here := [item.difference for item in items if item.variant == variant]:
-            right, left = (
-                share(each.low > 0 for each in here),
-                share(each.high < 0 for each in here),
+    return ", ".join(f"{found.count(key) or 'none'} {text}" for key, text in words.items())
+
+
+def sides(items: Sequence[Comparison]) -> str:
+    """`5 intervals, above 0: 4, below 0: none`."""
+    judged = [item.difference for item in items if item.difference.judged]
+    if not judged:
+        return NOT_YET
+    above, below = sum(each.low > 0 for each in judged), sum(each.high < 0 for each in judged)
+    return f"{len(judged)} intervals, above 0: {above or 'none'}, below 0: {below or 'none'}"
+
+
+def answer_values(evidence: Evidence, made: dict[str, list[Row]]) -> dict[str, str]:
+    """What stands in the sentences of the summary."""
+    rows = made["table2"] + made["table3"]
+    judged = [row for row in rows if row["verdict"].startswith(("yes", "no,"))]
+    means = [float(row["mean"]) > float(row["paper_mean"]) for row in judged]
+    cells = [row[key] for row in made["table1"] for key in ("verdict_100", "verdict_200")]
+    cells = [cell for cell in cells if not cell.startswith("not")]
+    seeds = max((int(row["runs"]) for row in made["table1"]), default=0)
+    expected = len(cells) * (seeds - 1) / (seeds + 1) if seeds else 0.0
+    have = {row["network"] for row in rows if row["runs"] != "0"}
+    lacking = dict.fromkeys(row["network"] for row in rows if row["network"] not in have)
+    small = [each for each in evidence.comparisons if each.network == "CNN"]
+    vgg5 = [each for each in evidence.comparisons if each.network == "VGG-5"]
+    left = [each.left.difference for each in evidence.identities]
+    decided = [decision for _, decision in decisions(left)]
+    return {
+        "released": by_set(evidence.identities, "released"),
+        "left": by_set(evidence.identities, "left"),
+        "gain": by_set(evidence.identities, "gain"),
+        "decided": tally(decided) if decided else NOT_YET,
+        "corrected": sides([each for each in small if each.treatment.startswith(CORRECTED)]),
+        "equal": sides([each for each in small if each.treatment.startswith(f"{RELEASED}, drop")]),
+        "sets": ", ".join(dict.fromkeys(row["dataset"] for row in judged)) or "none",
+        "alike": share(row["verdict"].startswith("no,") for row in judged),
+        "above": share(means),
+        "within": share("within" in cell for cell in cells),
+        "expected": f"{expected:.0f}",
+        "below": share("below" in cell for cell in cells if "within" not in cell),
+        "missing": share(row["runs"] == "0" for row in rows),
+        "lacking": ", ".join(lacking) or "no network",
+        "vgg5_sides": sides(vgg5),
+        "vgg5_list": "; ".join(
+            f"{each.dataset}, {each.setting.split(', ', 1)[1]}, {each.treatment} "
+            f"{difference_text(each.difference, 2)}"
+            for each in vgg5
+            if each.difference.judged
+        )
+        or NOT_YET,
+    }
+
+
+def verdict_of(identity: Identity, decision: str) -> str:
+    """Was the lead reproduced as released, and is it there without dropout?"""
+    released = identity.released.difference
+    if not released.judged or not identity.left.difference.judged:
+        return "too few runs to tell"
+    first = "lead reproduced" if released.low > 0 else "lead not seen"
+    first = "FC ahead" if released.high < 0 else first
+    words = {"Spinal better": "it stays", "FC better": "FC ahead", "undecided": "it is gone"}
+    return f"{first}; {words[decision]} without dropout"
+
+
+def front_rows(evidence: Evidence, made: dict[str, list[Row]]) -> list[Row]:
+    """The table of the collection's README: one line for each question."""
+    rows = []
+    decided = decisions([each.left.difference for each in evidence.identities])
+    shown = narrowest(evidence.identities)
+    for each, (_, decision) in zip(evidence.identities, decided, strict=True):
+        if each in shown:
+            texts = (
+                f"{each.released.dataset}, small CNN, {each.released.size}",
+                number(each.released.paper_difference, 2, "+"),
+                difference_text(each.released.difference, 2, count=False),
+                difference_text(each.left.difference, 2, count=False),
+                verdict_of(each, decision),
             )
-            sides.append(
-                f"{VARIANTS[variant]}: {right} intervals wholly right of 0, {left} wholly left"
-            )
+            rows.append(dict(zip(FRONT, texts, strict=True)))
+    items = [each for each in evidence.comparisons if each.network == "VGG-5"]
+    items = [each for each in items if each.difference.judged]
+    if items:
+        paper = [each.paper_difference for each in items if each.paper_difference is not None]
+        middle = ends_of([each.difference.mean for each in items], 2)
+        texts = (
+            f"VGG-5, parts of the data, {len(items)} small comparisons",
+            ends_of(sorted(paper), 2),
+            f"{middle}; {sides(items)}",
+            "",
+            "too few runs to tell",
+        )
+        rows.append(dict(zip(FRONT, texts, strict=True)))
+    return rows + cost_and_regression(evidence, made)
+
+
+def cost_and_regression(evidence: Evidence, made: dict[str, list[Row]]) -> list[Row]:
+    """The last lines of the front table: multiplications of the small CNN, Table I."""
+    rows = []
+    spinal = find(evidence.costs, "mnist", "cnn", "spinal", 6, 8)
+    fc = find(evidence.costs, "mnist", "cnn", "fc")
+    if spinal and fc:
+        head = 100 - 100 * spinal.multiplications / fc.multiplications
+        whole = 100 - 100 * spinal.macs / fc.macs
+        printed = [line["printed"] for line in evidence.claims if "mnist/cnn" in line["evidence"]]
+        ours = f"{head:.1f} % of the head, {whole:.1f} % of the network"
+        texts = ("Multiplications saved, small CNN", *printed[:1], ours, "", "holds for the head")
+        rows.append(dict(zip(FRONT, texts, strict=False)))
+    values = answer_values(evidence, made)
+    if not values["within"].startswith("0 of 0"):
+        ours = f"{values['within']} within our seeds' range (about {values['expected']} expected)"
+        texts = ("Regression, the numbers of Table I", "Table I", ours, "", "partly")
+        rows.append(dict(zip(FRONT, texts, strict=True)))
+    return rows
+
+
+def seen(evidence: Evidence) -> dict[str, str]:
+    """What one sees in the figures; empty where there are no runs for one."""
+    identities = [each for each in evidence.identities if each.released.difference.judged]
     changing = []
-    for item in items:
-        ends = [
-            mean_of([ours.curve[end] - theirs.curve[end] for ours, theirs in item.pairs])
-            for end in (0, -1)
-        ]
-        if item.variant == "published" and ends[0] * ends[1] < 0:
+    for each in narrowest(identities):
+        curves = [(ours.curve, theirs.curve) for ours, theirs in each.released.pairs]
+        ends = [mean_of([ours[end] - theirs[end] for ours, theirs in curves]) for end in (0, -1)]
+        if ends[0] * ends[1] < 0:
             first, last = (number(end, 2, "+") for end in ends)
-            changing.append(
-                f"{item.dataset}, {item.network}, {item.size}: {first} after the first epoch, {last} after "
-                "the last"
-            )
-    printed = [
-        mean_of([log.score for log in logs]) > float(row.metric("accuracy_avg_pct"))
-        for row, logs in rows.items()
-        if row.metric("accuracy_avg_pct")
-    ]
+            changing.append(f"{each.released.dataset} ({first} after the first epoch, {last} last)")
+    rows = {row: logs for (row, kind), logs in evidence.rows.runs.items() if kind == RELEASED}
+    images = [logs for row, logs in rows.items() if row.table != "I"]
     steps = [
         mean_of([log.curve[-1] - log.curve[-2] for log in logs if len(log.curve) > 1] or [0.0])
-        for logs in rows.values()
+        for logs in images
     ]
-    changes = [
-        100 * (ours.macs / fc.macs - 1)
-        for row in rows
-        if row.head == "spinal"
-        and (ours := of_row(costs, row))
-        and (fc := find(costs, row.script, row.network, "fc"))
-    ]
-    worse = []
-    for (row, variant), logs in cells.runs.items():
-        scores = [
-            score for (function, _), score in sources.constants.items() if function == row.function
-        ]
-        if variant == "corrected" and row.table == "I" and scores:
-            worse.append(
-                1000 * statistics.median(log.value("clean_mse") for log in logs)
-                > statistics.median(scores)
-            )
+    released = [each.released for each in identities]
+    left = [each.left for each in identities]
     return {
-        "forest": "; ".join(sides),
-        "changing": ("; ".join(changing) or "no row") if items else "",
-        "lower": share(printed) if rows else "",
-        "changes": ends_of(changes, 1),
+        "forest_released": sides(released) if released else "",
+        "forest_left": sides(left),
+        "changing": ("; ".join(changing) or "no set") if identities else "",
         "steps": ends_of(steps, 2),
-        "below": share(
-            each.mean < 0 for each in series.dropout_differences(runs).values() if each.judged
-        ),
-        "moved": spans((name, "", gain) for name, gain in series.dropout_gains(runs)),
-        "worse": share(worse) if worse else "",
+        "worse": worse_than_constant(evidence),
+        "vgg5_seen": sides([each for each in evidence.comparisons if each.network == "VGG-5"])
+        if any(each.network == "VGG-5" for each in evidence.comparisons)
+        else "",
     }
 
 
-def log_values(sources: Sources) -> dict[str, str]:
-    """Which text wrote the logs, what is counted and what is left out."""
-    cells, others = sources.cells, series.outside_the_series(sources.cells)
+def worse_than_constant(evidence: Evidence) -> str:
+    """In how many corrected rows of Table I a constant is closer to the function."""
+    worse = []
+    for (row, variant), logs in evidence.rows.runs.items():
+        scores = [mse for (name, _), mse in evidence.constants.items() if name == row.function]
+        if variant == CORRECTED and row.table == "I" and scores:
+            middle = statistics.median(log.value("clean_mse") for log in logs)
+            worse.append(1000 * middle > statistics.median(scores))
+    return share(worse) if worse else ""
+
+
+def log_values(evidence: Evidence) -> dict[str, str]:
+    """Which text and processor wrote the logs, what is counted and what is left out."""
+    ours = evidence.rows
+    hidden = sum(line["shown"].startswith("not shown") for line in evidence.texts)
+    names = {each["device_name"] for log in ours.logs for each in log.provenances}
     return {
-        "texts": series.foreign_texts(cells.logs),
-        "used": str(sum(map(len, cells.runs.values()))),
-        "others": str(len(others)),
-        "series": str(len(cells.others) - len(others)),
-        "out": str(len(sources.findings)),
+        "count": str(len(ours.logs)),
+        "used": str(sum(map(len, ours.runs.values()))),
+        "others": str(len(ours.others)),
+        "out": str(len(evidence.findings)),
+        "texts": str(len(evidence.texts)),
+        "hidden": str(hidden or "none"),
+        "devices": markdown_text(", ".join(sorted(names))) or "none",
         "left_out": "".join(
             f"* `{finding.path}`, line {finding.line}: {markdown_text(finding.reason)}\n"
-            for finding in sources.findings
+            for finding in evidence.findings
         ),
-        "notes": "".join(f"* {markdown_text(note)}\n" for note in cells.notes),
+        "notes": "".join(f"* {markdown_text(note)}\n" for note in ours.notes),
     }
 
 
 def ran(rows: Iterable[Row]) -> list[Row]:
     """Rows with runs under some protocol."""
-    kinds = ("runs", "broadcast_runs", "corrected_runs", "nodropout_runs")
+    kinds = ("runs", "broadcast_runs", "corrected_runs")
     return [row for row in rows if any(row.get(kind, "0") != "0" for kind in kinds)]
 
 
-def reference_texts(sources: Sources) -> dict[str, str]:
-    """Every text of the reference folder, by its path there, and the part of the collection's README."""
-    made = table_rows(sources)
-    answer = fill("answer.md", answer_values(sources, made))
-    correlations = [
-        item.difference.correlation
-        for item in sources.images
-        if item.difference.correlation is not None
+def small_cnn_others(rows: Iterable[Row]) -> list[Row]:
+    """Comparisons that neither the identity nor the table of VGG-5 shows."""
+    shown = (RELEASED, f"{RELEASED}, no dropout")
+    return [
+        row
+        for row in rows
+        if row["network"] != "VGG-5"
+        and (row["network"] != "CNN" or row["treatment"] not in shown)
+        and int(row["pairs"]) > 2
     ]
-    means = {
-        name: number(mean_of(scores), 0)
+
+
+def reference_texts(evidence: Evidence) -> dict[str, str]:
+    """Every text of the reference folder, by its path there, and the part of the README."""
+    made = table_rows(evidence)
+    answer = fill("answer.md", answer_values(evidence, made))
+    constants = {
+        f"mean_{name}": number(mean_of(scores), 0)
         for name in ("product", "sinproduct")
-        if (
-            scores := [
-                score for (function, _), score in sources.constants.items() if function == name
-            ]
-        )
+        if (scores := [mse for (key, _), mse in evidence.constants.items() if key == name])
     }
-    values = (
-        {
-            "answer": answer,
-            "rules": rules.__doc__,
-            "correlations": ends_of(correlations, 2),
-            "missing2": f"{len(made['table2']) - len(ran(made['table2']))} of {len(made['table2'])}",
-            "ran3": f"{len(ran(made['table3']))} of {len(made['table3'])}",
-            "mean_product": means.get("product", "unknown"),
-            "mean_sinproduct": means.get("sinproduct", "unknown"),
-            "claims": markdown(CLAIM, claim_rows(sources.costs)),
-            "table1_learnt": markdown(tables.LEARNT, made["table1"]),
-        }
-        | seen(sources)
-        | log_values(sources)
-    )
-    for name, (columns, _) in FORMS.items():
-        values[name] = markdown(columns, ran(made[name]) if name == "table2" else made[name])
-    short = [column for column in tables.PAIRS if column.key in tables.FRONT]
+    correlations = [each.difference.correlation for each in evidence.comparisons]
+    values = {name: markdown(columns, made[name]) for name, columns in FORMS.items()}
+    values |= {
+        "answer": answer,
+        "rules": (TEMPLATES / "rules.md").read_text(encoding="utf-8"),
+        "correlations": ends_of([each for each in correlations if each is not None], 2),
+        "comparisons": markdown(tables.PAIRS, small_cnn_others(made["comparisons"])),
+        "table2": markdown(tables.ACCURACY, ran(made["table2"])),
+        "missing2": share(row not in ran(made["table2"]) for row in made["table2"]),
+        "ran3": share(row in ran(made["table3"]) for row in made["table3"]),
+        "mean_product": "unknown",
+        "mean_sinproduct": "unknown",
+        **constants,
+        **seen(evidence),
+        **log_values(evidence),
+    }
     return {
         "README.md": fill("reference.md", values),
-        "tables/plan.csv": plan_file(sources.paper, sources.costs),
-        "front page": f"{answer}\n{markdown(short, made['table2_pairs'])}",
-    } | table_files(sources, made)
+        "tables/plan.csv": plan_file(evidence.paper, evidence.costs),
+        "front page": markdown(FRONT, front_rows(evidence, made)),
+    } | table_files(evidence, made)
 
 
-def user_texts(sources: Sources, reference: Cells) -> dict[str, str]:
-    """Every text of a folder of one's own runs: the same tables, beside the paper and the reference runs."""
-    made = table_rows(sources, reference)
-    beside = {
-        "second": (
-            tables.ACCURACY[:8] + tables.REFERENCE + tables.ACCURACY[8:],
-            ran(made["table2"] + made["table3"]),
-        ),
-        "pairs": (tables.PAIRS, made["table2_pairs"]),
-        "first": (
-            tables.REGRESSION[:4] + tables.REFERENCE_200 + tables.REGRESSION[4:],
-            ran(made["table1"]),
-        ),
-        "other": (tables.OTHER + tables.REFERENCE, made["other_runs"]),
+def user_texts(evidence: Evidence, reference: Evidence) -> dict[str, str]:
+    """Every text of a folder of one's own runs: beside the paper and the reference runs."""
+    made = table_rows(evidence, reference)
+    accuracy = {key: text for key, text in tables.ACCURACY.items() if key != "above_best"}
+    accuracy |= {"ours_cell": "Yours: mean ± std (runs)", "best": "Yours: best"}
+    accuracy |= {"corrected_cell": "Yours, corrected", "reference_cell": "Reference (runs)"}
+    values = {name: markdown(columns, made[name]) for name, columns in FORMS.items()}
+    values |= {
+        "second": markdown(accuracy, ran(made["table2"] + made["table3"])),
+        "table1": markdown(tables.REGRESSION, ran(made["table1"])),
+        **seen(evidence),
+        **log_values(evidence),
     }
-    values = (
-        {name: markdown(columns, rows) for name, (columns, rows) in beside.items()}
-        | seen(sources)
-        | log_values(sources)
-    )
-    return {"tables/README.md": fill("user.md", values)} | table_files(sources, made)
+    return {"tables/README.md": fill("user.md", values)} | table_files(evidence, made)

@@ -1,311 +1,304 @@
-"""The rows of all tables, as text."""
-
-from __future__ import annotations
+"""The rows of all tables, as text. Keys that end in `_cell` are for reading, others for the CSV."""
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
-from report import inference as stats
+from report import inference
+from report.comparisons import Comparison, Identity, dataset_of
 from report.inference import Difference, mean_of, paired_difference, std_of
-from report.logs import Log, head_label, is_tabular
-from report.names import FUNCTIONS, NETWORKS, NOISE_VARIANCE, VARIANTS
-from report.paper import PaperRow
-from report.rows import (
-    Cells,
-    Comparison,
-    baselines,
-    default_of,
-    head_name,
-    other_groups,
-    reading_order,
-    variant_of,
-)
+from report.logs import Log
+from report.names import FUNCTIONS, NOISE_VARIANCE, network_name, script_order
+from report.paper import Constants, PaperRow, default_of
+from report.rows import BROADCAST, CORRECTED, NO_DROPOUT, RELEASED, Rows, dropout_words, variant_of
 from report.rules import FEWEST_RUNS, MARGINS
-
-
-class Column(NamedTuple):
-    """A column of a table: key of the row, heading, and the heading that it shares with its neighbours."""
-
-    key: str
-    heading: str
-    group: str = ""
-
+from report.settings import canonical, is_tabular
 
 Row = dict[str, str]
-Constants = dict[
-    tuple[str, int], float
-]  # (function, seed): MSE x 1e3 of the best constant on that seed's fresh samples
+Columns = dict[str, str]  # key of the row: heading
 
-
-def columns(text: str) -> list[Column]:
-    """`key: heading; key: group > heading`."""
-    parts = [" ".join(part.split()).split(": ", 1) for part in text.split(";")]
-    return [Column(key, *reversed(heading.split(" > "))) for key, heading in parts]
-
-
-ROW = "dataset: Data set; network: Network; head: Head;"
-REFERENCE = columns("reference_runs: Reference > n; reference_cell: Reference > mean ± std")
-REFERENCE_200 = columns("reference_runs: Reference > n; reference_cell: Reference > @200")
-ACCURACY = columns(
-    ROW
-    + """epochs: Epochs; paper_mean: Paper > mean; paper_best: Paper > best;
-    paper_error_reduction: Paper > error red., %; parameters_printed: Paper > parameters; runs: Ours > n;
-    mean_cell: Ours > mean ± std; best: Ours > best; above_best: Ours > above paper's best;
-    error_reduction: Ours > error red., %; parameters: Ours > parameters; fc_multiplications: Ours > FC mult.;
-    verdict: Told apart from the paper?"""
-)
-ACCURACY_CSV = """table dataset script network head epochs paper_mean paper_best paper_error_reduction runs mean best
-    std error_reduction above_best tolerance verdict corrected_runs corrected_mean corrected_std nodropout_runs
-    nodropout_mean nodropout_std parameters_printed parameters fc_multiplications fc_saving""".split()
-PAIRS = columns(
-    ROW
-    + """variant: Protocol; paper_difference: Paper; difference_cell: Spinal − FC [95 %] (pairs);
-    paper_inside: Paper's inside?; ahead: Spinal ahead in; correlation: Correlation of the heads; p: p > alone;
-    p_holm: p > Holm; alone: Decision > alone; decision: Decision > Holm; equivalent: Equivalent? (margin)"""
-)
-FRONT = (
-    "dataset",
-    "head",
-    "variant",
-    "paper_difference",
-    "difference_cell",
-    "ahead",
-    "p_holm",
-    "decision",
-)
-PARTS = columns(
-    ROW
-    + """variant: Protocol; setting: Images (train / test), epochs, precision; fc_cell: FC, %;
-    spinal_cell: Spinal, %; difference_cell: Spinal − FC [95 %] (pairs); p: p > alone; p_holm: p > Holm;
-    decision: Decision, Holm; detectable: Seen with 80 % power from; paper_difference: Paper, all data"""
-)
-PAIRS_CSV = """dataset script network head variant paper_difference difference low high low90 high90 pairs paper_inside
-    ahead correlation p p_holm alone decision equivalent""".split()
-PARTS_CSV = [
-    key for key in PAIRS_CSV if key != "paper_inside"
-] + "train test epochs precision detectable".split()
+IDENTITY: Columns = {
+    "dataset": "Data set",
+    "head": "Spinal head",
+    "paper": "Paper: Spinal − FC",
+    "released_cell": "As released (pairs)",
+    "gain_cell": "= FC's gain without its dropout",
+    "left_cell": "+ left: no dropout in either",
+    "p_holm": "p, Holm",
+    "decision": "Decision",
+}
+PAIRS: Columns = {
+    "dataset": "Data set",
+    "head_cell": "Network, head",
+    "treatment": "Both heads trained",
+    "setting_cell": "Images (train / test), training",
+    "fc_cell": "FC, %",
+    "spinal_cell": "Spinal, %",
+    "difference_cell": "Spinal − FC [95 %] (pairs)",
+    "paper": "Paper, as released, all data",
+}
+VGG5: Columns = {
+    "dataset": "Data set",
+    "treatment": "Both heads trained",
+    "setting_cell": "Images (train / test), training",
+    "fc_cell": "FC, %",
+    "spinal_cell": "Spinal, %",
+    "difference_cell": "Spinal − FC [95 %] (pairs)",
+    "detectable_cell": "Seen with 80 % power from",
+    "paper": "Paper, all data",
+}
+ACCURACY: Columns = {
+    "dataset": "Data set",
+    "head_cell": "Network, head",
+    "paper_cell": "Paper: mean (best)",
+    "ours_cell": "Ours: mean ± std (runs)",
+    "best": "Ours: best",
+    "above_best": "Above paper's best",
+    "corrected_cell": "Ours, corrected",
+    "verdict": "Told apart from the paper?",
+}
+REGRESSION: Columns = {
+    "function": "Function",
+    "head": "Head",
+    "paper_100_cell": "Paper @100",
+    "minimum_100_cell": "Ours @100",
+    "paper_200_cell": "Paper @200",
+    "minimum_200_cell": "Ours @200",
+    "verdict_cell": "Paper's value, @100; @200",
+    "wins_cell": "Lower @200: paper; ours",
+}
+LEARNT: Columns = {
+    "function": "Function",
+    "head": "Head",
+    "constant": "Best constant",
+    "released_clean_cell": "As released",
+    "released_clean_wins": "lower, as released",
+    "corrected_clean_cell": "Corrected",
+    "corrected_clean_better": "Corrected: better than the constant in",
+    "broadcast_200_cell": "Broadcast noise: smallest last batch @200",
+}
+PRECISION: Columns = {
+    "dataset": "Data set",
+    "head_cell": "Network, head",
+    "setting_cell": "Trained; images, epochs, device",
+    "fp32_cell": "fp32, %",
+    "difference_cell": "bf16 − fp32 [95 %] (pairs)",
+    "narrow_cell": "90 %",
+    "alone": "Told apart?",
+    "equivalent": "Equivalent? (margin)",
+}
+OTHER: Columns = {
+    "dataset": "Data set",
+    "head_cell": "Script: network, head",
+    "variant": "Trained",
+    "reason": "Why it is no row of the paper",
+    "sizes_cell": "Train / held out / test; epochs",
+    "sha256": "Data",
+    "runs": "n",
+    "mean_cell": "Mean ± std",
+}
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:
     """A number with fixed digits; empty if there is none."""
     if value is None:
         return ""
-    return f"{value:{sign}.{digits}f}".replace("-", "−") if math.isfinite(value) else "diverged"
+    if not math.isfinite(value):
+        return "diverged"
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
 def p_value(value: float | None) -> str:
-    return "" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    if value is None:
+        return ""
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def mean_cell(logs: Sequence[Log], digits: int = 2) -> str:
-    """`98.15 ± 0.17`; empty without runs."""
+def mean_cell(logs: Sequence[Log], digits: int = 2, count: bool = False) -> str:
+    """`98.15 ± 0.17 (10)`; empty without runs."""
+    if not logs:
+        return ""
     values = [log.score for log in logs]
-    spread = number(std_of(values), digits) if len(values) > 1 else ""
-    return (number(mean_of(values), digits) + f" ± {spread}" * bool(spread)) if values else ""
+    spread = number(std_of(values), digits)
+    text = number(mean_of(values), digits) + (f" ± {spread}" if spread else "")
+    return f"{text} ({len(values)})" if count else text
 
 
 def difference_text(difference: Difference, digits: int = 3, count: bool = True) -> str:
     """`+0.234 [+0.078, +0.390] (10)`."""
     if difference.mean is None:
         return f"({difference.pairs})" if difference.pairs else ""
-    low, high = number(difference.low, digits, "+"), number(difference.high, digits, "+")
-    text = number(difference.mean, digits, "+") + f" [{low}, {high}]" * bool(low)
+    low, high = (number(end, digits, "+") for end in (difference.low, difference.high))
+    text = number(difference.mean, digits, "+") + (f" [{low}, {high}]" if low else "")
     return f"{text} ({difference.pairs})" if count else text
 
 
-def decisions(differences: Sequence[Difference]) -> list[tuple[float | None, str, str]]:
-    """(p by Holm over this table, decision alone, decision by Holm) of each; those that are not judged do not count."""
-    judged = [index for index, difference in enumerate(differences) if difference.judged]
-    adjusted = dict(zip(judged, stats.holm([differences[index].p for index in judged])))
-    return [
-        (
-            adjusted.get(index),
-            stats.decide(difference, difference.p),
-            stats.decide(difference, adjusted.get(index)),
-        )
-        for index, difference in enumerate(differences)
-    ]
-
-
-def difference_fields(
-    difference: Difference, decision: tuple[float | None, str, str], margin: float | None
-) -> Row:
-    """A paired difference in parts for the CSV and for reading, with what is decided on it."""
-    fields = {
-        key: number(getattr(difference, key), 3) for key in ("low", "high", "low90", "high90")
-    }
-    return fields | {
-        "difference": number(difference.mean, 3),
-        "pairs": str(difference.pairs),
-        "difference_cell": difference_text(difference),
-        "ahead": f"{difference.ahead} of {difference.pairs}",
-        "correlation": number(difference.correlation, 2, "+"),
-        "p": p_value(difference.p) if difference.judged else "",
-        "p_holm": p_value(decision[0]),
-        "alone": decision[1],
-        "decision": decision[2],
-        "equivalent": stats.equivalent(difference, margin),
+def difference_fields(difference: Difference, prefix: str = "") -> Row:
+    """A paired difference in parts for the CSV, and as one cell for reading."""
+    ends = ("low", "high", "low90", "high90", "std")
+    fields = {f"{prefix}{key}": number(getattr(difference, key), 3) for key in ends}
+    p = p_value(difference.p) if difference.judged else ""
+    return {
+        f"{prefix}difference": number(difference.mean, 3),
+        f"{prefix}difference_cell": difference_text(difference),
+        f"{prefix}pairs": str(difference.pairs),
+        f"{prefix}ahead": f"{difference.ahead} of {difference.pairs}",
+        f"{prefix}p": p,
+        **fields,
     }
 
 
-def pair_rows(items: Sequence[Comparison]) -> list[Row]:
-    """Spinal minus FC of image sets: a line for each head and variant, Holm over all of them."""
-    items = sorted((item for item in items if not item.spinal[0].regression), key=reading_order)
+# ---- Spinal against FC --------------------------------------------------------------------------
+def identity_rows(identities: Sequence[Identity]) -> list[Row]:
+    """The primary comparisons: the lead as released, in two parts. Holm over all of them."""
+    decisions = inference.decisions([each.left.difference for each in identities])
     rows = []
-    for item, decision in zip(items, decisions([item.difference for item in items])):
-        printed, middle, settings, data = (
-            item.paper_difference,
-            item.difference,
-            item.settings,
-            item.spinal[0].data,
-        )
-        inside = ""
-        if printed is not None and middle.judged and item.variant == "published":
-            inside = "yes" if middle.low <= printed <= middle.high else "no"
-        rows.append(
-            difference_fields(middle, decision, MARGINS.get(settings["dataset"]))
-            | {
-                "dataset": item.dataset
-                + " (arXiv v2 only)" * (item.row is not None and "v2" in item.row.table),
-                "script": item.script,
-                "network": item.network,
-                "head": item.head,
-                "variant": VARIANTS[item.variant],
-                "paper_difference": number(printed, 2, "+"),
-                "paper_inside": inside,
-                "detectable": number(stats.detectable(middle), 2),
-                "train": str(data["train"]),
-                "test": str(data["test"]),
-                "epochs": str(settings["epochs"]),
-                "precision": settings["precision"],
-                "fc_cell": mean_cell([theirs for _, theirs in item.pairs]),
-                "spinal_cell": mean_cell([ours for ours, _ in item.pairs]),
-                "setting": f"{data['train']:,} / {data['test']:,}, {settings['epochs']}, {settings['precision']}",
-            }
-        )
+    for each, (p, decision) in zip(identities, decisions, strict=True):
+        parts = {"released": each.released.difference, "gain": each.gain}
+        parts["left"] = each.left.difference
+        row = {
+            "dataset": each.released.dataset,
+            "script": each.released.script,
+            "head": each.released.heads,
+            "setting": each.released.setting,
+            "paper": number(each.released.paper_difference, 2, "+"),
+            "p_holm": p_value(p),
+            "decision": decision,
+        }
+        for name, part in parts.items():
+            row |= difference_fields(part, f"{name}_")
+            row[f"{name}_cell"] = difference_text(part, count=name == "released")
+        margin = MARGINS.get(each.released.dataset)
+        row["equivalent"] = inference.equivalent(each.left.difference, margin)
+        rows.append(row)
     return rows
 
 
-def accuracy_row(
-    row: PaperRow, default: PaperRow | None, cells: Cells, reference: Cells | None
-) -> Row:
-    """One row of Table II or III: the paper's numbers, ours, the corrected protocol, the verdict."""
-    logs, twins = cells.of(row, "published"), cells.of(default, "published")
-    corrected = {
-        "corrected": cells.of(row, "corrected"),
-        "nodropout": cells.of(row, "corrected-nodropout"),
+def pair_row(item: Comparison) -> Row:
+    """A comparison of two heads: a line of PAIRS or VGG5."""
+    difference, data = item.difference, item.first.data
+    seen = inference.detectable(difference)
+    power = [number(value, 2) for value in seen] if seen else []
+    row = {
+        "dataset": item.dataset,
+        "script": item.script,
+        "network": item.network,
+        "head": item.heads,
+        "head_cell": f"{item.network}, {item.heads}",
+        "treatment": item.treatment,
+        "train": str(data["train"]),
+        "test": str(data["test"]),
+        "epochs": str(item.first.settings["epochs"]),
+        "precision": item.first.settings["precision"],
+        "device": item.first.device,
+        "setting_cell": item.setting,
+        "fc_cell": mean_cell([theirs for _, theirs in item.pairs]),
+        "spinal_cell": mean_cell([ours for ours, _ in item.pairs]),
+        "fc_mean": number(mean_of([theirs.score for _, theirs in item.pairs]), 3),
+        "spinal_mean": number(mean_of([ours.score for ours, _ in item.pairs]), 3),
+        "paper": number(item.paper_difference, 2, "+"),
+        "correlation": number(difference.correlation, 2, "+"),
+        "detectable": power[0] if power else "",
+        "detectable_cell": "{} ({} to {})".format(*power) if power else "",
     }
-    values, resolution = [log.score for log in logs], stats.resolution_of(logs[0]) if logs else 0.0
+    return row | difference_fields(difference)
+
+
+# ---- Tables II and III --------------------------------------------------------------------------
+def corrected_cell(logs: dict[str, list[Log]]) -> str:
+    """The corrected runs of a row, by what their heads have in dropout."""
+    cells = [
+        mean_cell(members, count=True) + variant.removeprefix(CORRECTED)
+        for variant, members in logs.items()
+        if members
+    ]
+    return "; ".join(cells)
+
+
+def ours_fields(values: list[float], best: str, average: str, resolution: float) -> Row:
+    """Our runs of a row in numbers; empty without runs."""
+    if not values:
+        return dict.fromkeys(("mean", "best", "std", "above_best", "tolerance"), "")
+    tolerance = None
+    if len(values) >= FEWEST_RUNS:
+        tolerance = inference.tolerance_of(values, resolution)
+    above = f"{inference.above_best(values, best)[0]} of {len(values)}"
+    return {
+        "mean": number(mean_of(values), 3),
+        "best": number(max(values), 2),
+        "std": number(std_of(values), 3),
+        "above_best": above if best and average else "",
+        "tolerance": number(tolerance, 3),
+    }
+
+
+def accuracy_row(row: PaperRow, paper: list[PaperRow], ours: Rows, reference: Rows | None) -> Row:
+    """One row of Table II or III: the paper's numbers, ours, corrected runs, the verdict."""
+    logs, twins = ours.of(row), ours.of(default_of(row, paper))
+    variants = (CORRECTED, CORRECTED + NO_DROPOUT, CORRECTED + dropout_words(0.5))
+    corrected = {variant: ours.of(row, variant) for variant in variants}
+    values = [log.score for log in logs]
+    resolution = inference.resolution_of(logs[0]) if logs else 0.0
     mean, best = row.metric("accuracy_avg_pct"), row.metric("accuracy_best_pct", "accuracy_pct")
+    counted = logs or next(filter(None, corrected.values()), [])
     fields = {
         "table": row.table,
-        "dataset": row.dataset + " (arXiv v2 only)" * ("v2" in row.table),
+        "dataset": dataset_of(logs[0]) if logs and not logs[0].verified else row.dataset_name,
         "script": row.script,
-        "network": NETWORKS.get(row.network, row.network),
-        "head": head_name(row),
+        "network": row.network_name,
+        "head": row.head_name,
+        "head_cell": f"{row.network_name}, {row.head_name}",
         "epochs": row.epochs,
         "paper_mean": mean,
         "paper_best": best,
+        "paper_cell": f"{mean} ({best})" if mean else f"({best})",
         "parameters_printed": row.metric("parameters_printed"),
-        "paper_error_reduction": row.metric(
-            "error_reduction_best_pct_printed", "error_reduction_pct_printed"
-        ).replace("-", "−"),
         "runs": str(len(logs)),
-        "mean_cell": mean_cell(logs),
-        "verdict": stats.judge_row(values, mean, best, resolution),
+        "ours_cell": mean_cell(logs, count=True),
+        **ours_fields(values, best, mean, resolution),
+        "verdict": inference.judge_row(values, mean, best, resolution),
+        "corrected_cell": corrected_cell(corrected),
+        "corrected_runs": str(sum(map(len, corrected.values()))),
+        "reference_cell": mean_cell(reference.of(row), count=True) if reference else "",
     }
-    if reference and (theirs := reference.of(row, "published")):
-        fields |= {"reference_runs": str(len(theirs)), "reference_cell": mean_cell(theirs)}
-    if logs:
-        fields |= {
-            "mean": number(mean_of(values), 3),
-            "best": number(max(values), 2),
-            "std": number(std_of(values), 3),
-        }
-        fields["above_best"] = (
-            f"{stats.above_best(values, best)[0]} of {len(values)}" if best and mean else ""
-        )
-    if len(logs) >= FEWEST_RUNS:
-        fields["tolerance"] = number(stats.tolerance_of(values, resolution), 3)
-    for prefix, members in corrected.items():
-        scores = [log.score for log in members]
-        fields[f"{prefix}_runs"] = str(len(members))
-        if members:
-            fields |= {
-                f"{prefix}_mean": number(mean_of(scores), 3),
-                f"{prefix}_std": number(std_of(scores), 3),
-            }
+    fields |= {"error_reduction": "", "fc_saving": ""}
     for key in ("parameters", "fc_multiplications"):
-        counts = {log.start[key] for log in logs or next(filter(None, corrected.values()), [])}
-        fields[key] = " / ".join(f"{count:,}" for count in sorted(counts))
-    if row.head == "spinal" and logs and twins:
-        fields["error_reduction"] = number(
-            stats.error_reduction(max(values), max(log.score for log in twins)), 1
+        fields[key] = " / ".join(
+            str(count) for count in sorted({log.start[key] for log in counted})
         )
+    if row.head == "spinal" and logs and twins:
+        reduction = inference.error_reduction(max(values), max(log.score for log in twins))
         ours, theirs = (group[0].start["fc_multiplications"] for group in (logs, twins))
+        fields["error_reduction"] = number(reduction, 1)
         fields["fc_saving"] = number(100 - 100 * ours / theirs, 1)
     return fields
 
 
 def accuracy_rows(
-    paper: list[PaperRow], cells: Cells, *tables: str, reference: Cells | None = None
+    paper: list[PaperRow], ours: Rows, *tables: str, reference: Rows | None = None
 ) -> list[Row]:
     """The rows of these tables of the paper, in the paper's order."""
-    return [
-        accuracy_row(row, default_of(row, paper), cells, reference)
-        for table in tables
-        for row in paper
-        if row.table == table
-    ]
+    rows = [row for table in tables for row in paper if row.table == table]
+    return [accuracy_row(row, paper, ours, reference) for row in rows]
 
 
-REGRESSION = columns("""function: Function; head: Head; paper_100_cell: Paper > @100; paper_200_cell: Paper > @200;
-    runs: Ours > n; minimum_100_cell: Ours > @100; minimum_200_cell: Ours > @200; verdict_100: Verdict > @100;
-    verdict_200: Verdict > @200; paper_winner: Lower @200 > paper; spinal_wins: Lower @200 > ours""")
-LEARNT = columns("""function: Function; head: Head; constant: Constant; runs: Published network > n;
-    spinal_wins: Published network > lower by the paper's measure; published_clean_cell: Published network > clean MSE;
-    published_clean_wins: Published network > lower clean MSE;
-    published_clean_better: Published network > better than the constant in; corrected_runs: Corrected network > n;
-    corrected_train_cell: Corrected network > train MSE; corrected_clean_cell: Corrected network > clean MSE;
-    corrected_clean_wins: Corrected network > lower clean MSE;
-    corrected_clean_better: Corrected network > better than the constant in;
-    broadcast_200_cell: Broadcast noise > minimum @200""")
-SPREADS = (
-    "minimum_100",
-    "minimum_200",
-    "broadcast_200",
-    "published_clean",
-    "corrected_train",
-    "corrected_clean",
-)
-REGRESSION_CSV = (
-    """table function head paper_100 paper_200 runs broadcast_runs corrected_runs constant verdict_100
-    verdict_200 paper_winner spinal_wins published_clean_wins corrected_clean_wins published_clean_better
-    corrected_clean_better""".split()
-    + [f"{name}_{part}" for name in SPREADS for part in ("median", "low", "high")]
-)
-
-
+# ---- Table I ------------------------------------------------------------------------------------
 def dagger(value: float, text: str) -> str:
     """Marks an MSE (in units of 1e-3) below the noise variance."""
-    return text + "†" * (value < 1000 * NOISE_VARIANCE)
+    return text + ("†" if value < 1000 * NOISE_VARIANCE else "")
 
 
 def spread_fields(prefix: str, logs: Sequence[Log], key: str, mark: bool = False) -> Row:
     """Median and range over seeds of a number of the end line × 1e3, in parts and as one cell."""
+    names = [f"{prefix}_{part}" for part in ("median", "low", "high", "cell")]
     if not logs:
-        return {}
+        return dict.fromkeys(names, "")
     values = [1000 * log.value(key) for log in logs]
     parts = (statistics.median(values), min(values), max(values))
     median, low, high = (number(value, 3 if parts[0] < 100 else 0) for value in parts)
-    return {
-        f"{prefix}_median": number(parts[0], 3),
-        f"{prefix}_low": number(parts[1], 3),
-        f"{prefix}_high": number(parts[2], 3),
-        f"{prefix}_cell": f"{dagger(parts[0], median) if mark else median} [{low}, {high}]",
-    }
+    cell = f"{dagger(parts[0], median) if mark else median} [{low}, {high}]"
+    return dict(zip(names, [*(number(part, 3) for part in parts), cell], strict=True))
 
 
 def seeds_won(spinal: Sequence[Log], default: Sequence[Log], key: str) -> str:
@@ -314,124 +307,169 @@ def seeds_won(spinal: Sequence[Log], default: Sequence[Log], key: str) -> str:
     pairs = [
         (log.value(key), partner[log.seed].value(key)) for log in spinal if log.seed in partner
     ]
-    return (
-        f"Spinal in {sum(ours < theirs for ours, theirs in pairs)} of {len(pairs)}" if pairs else ""
+    if not pairs:
+        return ""
+    return f"Spinal in {sum(ours < theirs for ours, theirs in pairs)} of {len(pairs)}"
+
+
+def better_than_constant(row: PaperRow, logs: Sequence[Log], constants: Constants) -> str:
+    """In how many seeds the network is closer to the function than the best constant."""
+    known = [
+        (1000 * log.value("clean_mse"), constants[row.function, log.seed])
+        for log in logs
+        if (row.function, log.seed) in constants
+    ]
+    return f"{sum(ours < constant for ours, constant in known)} of {len(known)}" if known else ""
+
+
+def spinal_wins(row: PaperRow, default: PaperRow, ours: Rows) -> Row:
+    """Which head is lower, as printed and in our seeds; empty for an FC row."""
+    keys = ("paper_winner", "spinal_wins", "released_clean_wins", "corrected_clean_wins")
+    if row.head == "fc":
+        return dict.fromkeys((*keys, "wins_cell"), "")
+    spinal, fc = (float(which.values["min_mse_x1e-3", "200"]) for which in (row, default))
+    winner = "Spinal" if spinal < fc else "FC"
+    released, corrected = (
+        (ours.of(row, variant), ours.of(default, variant)) for variant in (RELEASED, CORRECTED)
     )
+    wins = seeds_won(*released, "min_last_batch_mse_200")
+    learnt = [seeds_won(*pair, "clean_mse") for pair in (released, corrected)]
+    values = ("tie" if spinal == fc else winner, wins, *learnt)
+    cell = f"{values[0]}; {wins or 'not run yet'}"
+    return dict(zip(keys, values, strict=True)) | {"wins_cell": cell}
 
 
-def regression_row(
-    row: PaperRow, default: PaperRow, cells: Cells, constants: Constants, reference: Cells | None
-) -> Row:
-    """One row of Table I: the paper's minima, ours with both shapes of noise, and what the networks really learnt."""
-    variants = ("published", "corrected", "published-broadcast")
-    logs, corrected, broadcast = (cells.of(row, variant) for variant in variants)
+def regression_row(row: PaperRow, paper: list[PaperRow], ours: Rows, constants: Constants) -> Row:
+    """One row of Table I: the paper's minima, ours, and what the networks really learnt."""
+    logs, corrected, broadcast = (ours.of(row, v) for v in (RELEASED, CORRECTED, BROADCAST))
     fields = {
         "table": "I",
         "function": FUNCTIONS.get(row.function, row.function),
-        "head": head_name(row),
+        "head": row.head_name,
         "runs": str(len(logs)),
-        "broadcast_runs": str(len(broadcast)),
         "corrected_runs": str(len(corrected)),
+        "broadcast_runs": str(len(broadcast)),
     }
     for epochs in ("100", "200"):
-        printed = row.values["min_mse_x1e-3", epochs]
-        values = [1000 * log.value(f"min_last_batch_mse_{epochs}") for log in logs]
+        printed, key = row.values["min_mse_x1e-3", epochs], f"min_last_batch_mse_{epochs}"
+        values = [1000 * log.value(key) for log in logs]
         fields |= {
             f"paper_{epochs}": printed,
             f"paper_{epochs}_cell": dagger(float(printed), printed),
-            f"verdict_{epochs}": stats.judge_spread(values, printed),
+            f"verdict_{epochs}": inference.judge_range(values, printed),
         }
-        fields |= spread_fields(f"minimum_{epochs}", logs, f"min_last_batch_mse_{epochs}", True)
+        fields |= spread_fields(f"minimum_{epochs}", logs, key, True)
+    fields["verdict_cell"] = f"{fields['verdict_100']}; {fields['verdict_200']}"
     fields |= spread_fields("broadcast_200", broadcast, "min_last_batch_mse_200")
+    fields |= spread_fields("released_clean", logs, "clean_mse")
+    fields |= spread_fields("corrected_clean", corrected, "clean_mse")
     fields |= spread_fields("corrected_train", corrected, "train_mse", True)
-    if reference and (theirs := reference.of(row, "published")):
-        cell = spread_fields("reference", theirs, "min_last_batch_mse_200", True)["reference_cell"]
-        fields |= {"reference_runs": str(len(theirs)), "reference_cell": cell}
-    for name, members in (("published", logs), ("corrected", corrected)):
-        fields |= spread_fields(f"{name}_clean", members, "clean_mse")
-        known = [
-            (1000 * log.value("clean_mse"), constants[row.function, log.seed])
-            for log in members
-            if (row.function, log.seed) in constants
-        ]
-        fields[f"{name}_clean_better"] = (
-            f"{sum(a < b for a, b in known)} of {len(known)}" if known else ""
-        )
-    if scores := [value for (function, _), value in constants.items() if function == row.function]:
-        fields["constant"] = number(
-            statistics.median(scores), 1 if statistics.median(scores) < 100 else 0
-        )
-    if row.head == "spinal":
-        ours, theirs = (float(which.values["min_mse_x1e-3", "200"]) for which in (row, default))
-        twins = cells.of(default, "published")
-        fields |= {
-            "paper_winner": "tie" if ours == theirs else "Spinal" if ours < theirs else "FC",
-            "spinal_wins": seeds_won(logs, twins, "min_last_batch_mse_200"),
-            "published_clean_wins": seeds_won(logs, twins, "clean_mse"),
-            "corrected_clean_wins": seeds_won(
-                corrected, cells.of(default, "corrected"), "clean_mse"
-            ),
-        }
-    return fields
+    fields["released_clean_better"] = better_than_constant(row, logs, constants)
+    fields["corrected_clean_better"] = better_than_constant(row, corrected, constants)
+    scores = [value for (function, _), value in constants.items() if function == row.function]
+    middle = statistics.median(scores) if scores else None
+    fields["constant"] = number(middle, 1 if scores and middle < 100 else 0)
+    return fields | spinal_wins(row, default_of(row, paper), ours)
 
 
-def regression_rows(
-    paper: list[PaperRow], cells: Cells, constants: Constants, reference: Cells | None = None
-) -> list[Row]:
+def regression_rows(paper: list[PaperRow], ours: Rows, constants: Constants) -> list[Row]:
     """Table I, the two heads of a function one after the other."""
-    rows = [row for row in paper if row.table == "I"]
-    rows.sort(key=lambda row: (list(FUNCTIONS).index(row.function), row.head))
     return [
-        regression_row(row, default_of(row, paper), cells, constants, reference) for row in rows
+        regression_row(row, paper, ours, constants)
+        for function in FUNCTIONS
+        for head in ("fc", "spinal")
+        for row in paper
+        if (row.table, row.function, row.head) == ("I", function, head)
     ]
 
 
-OTHER = columns("""script: Script; dataset: Data set; network: Network; head: Head; protocol: Protocol;
-    reason: Why it is not a row of the paper; epochs: Epochs; sizes: Train / held out / test; fingerprint: Data;
-    metric: Metric; runs: n; mean: Mean; best: Best; std: Std; difference_cell: Spinal − FC [95 %] (pairs);
-    parameters: Parameters; fc_multiplications: FC mult.""")
-OTHER_CSV = """script dataset network head protocol reason epochs train heldout test sha256 metric runs mean best std
-    difference low high pairs parameters fc_multiplications""".split()
+# ---- Precision, and everything that is no row ---------------------------------------------------
+def precision_rows(logs: Iterable[Log]) -> list[Row]:
+    """bf16 minus fp32 of runs that are equal in everything else, paired by seed."""
+    groups: dict[tuple, dict[str, list[Log]]] = defaultdict(lambda: defaultdict(list))
+    for log in logs:
+        if not log.regression:
+            rest = {key: value for key, value in log.settings.items() if key != "precision"}
+            key = (script_order(log.script), log.head, canonical(rest), log.data_key, log.device)
+            groups[key][log.settings["precision"]].append(log)
+    rows = []
+    for _, group in sorted(groups.items()):
+        difference = paired_difference(group["bf16"], group["fp32"])
+        if difference.judged:
+            rows.append(precision_row(group["fp32"], difference))
+    return rows
 
 
-def other_rows(others: Sequence[tuple[Log, str]], reference: Cells | None = None) -> list[Row]:
-    """Every group of runs outside the paper's rows, labelled for what it is, with its FC runs as the baseline."""
-    groups, known, rows = (
-        other_groups(others),
-        other_groups(reference.others) if reference else {},
-        [],
-    )
-    twins = baselines(groups)
-    for key, logs in groups.items():
-        first, settings, values = logs[0], logs[0].settings, [log.score for log in logs]
-        digits, metric = (6, "clean_mse") if first.regression else (3, "test accuracy, %")
-        if is_tabular(settings):
-            digits, metric = 1, "test MSE"
-        row = {
-            "script": first.script,
-            "dataset": f"{settings['dataset']} {settings.get('function', '')}".strip(),
-            "network": settings["network"],
-            "head": head_label(settings),
-            "protocol": variant_of(first),
-            "reason": key[5],
-            "epochs": str(settings["epochs"]),
-            "sha256": first.data_key or "by seed",
-            "fingerprint": first.data_key[:8] or "by seed",
-            "runs": str(len(logs)),
-            "metric": metric,
-            "sizes": " / ".join(str(first.data[part]) for part in ("train", "heldout", "test")),
-            "mean": number(mean_of(values), digits),
-            "std": number(std_of(values), digits),
-            "best": number(min(values) if first.regression else max(values), digits),
-        }
-        row |= {part: str(first.data[part]) for part in ("train", "heldout", "test")}
-        row |= {name: f"{first.start[name]:,}" for name in ("parameters", "fc_multiplications")}
-        if key in known:
-            row |= {
-                "reference_runs": str(len(known[key])),
-                "reference_cell": mean_cell(known[key], digits),
-            }
-        if key in twins:
-            row |= difference_fields(paired_difference(logs, twins[key]), (None, "", ""), None)
+def precision_row(fp32: list[Log], difference: Difference) -> Row:
+    """One line of PRECISION."""
+    log, settings = fp32[0], fp32[0].settings
+    told = inference.decide(difference, difference.p)
+    margin = MARGINS.get(settings["dataset"]) if settings["network"] == "cnn" else None
+    ends = [number(end, 3, "+") for end in (difference.low90, difference.high90)]
+    setting = f"{variant_of(log)}; {log.data['train']:,}, {settings['epochs']}, {log.device}"
+    return {
+        "dataset": dataset_of(log),
+        "head_cell": f"{network_name(settings['network'])}, {log.head}",
+        "network": settings["network"],
+        "head": log.head,
+        "variant": variant_of(log),
+        "setting_cell": setting,
+        "fp32_cell": mean_cell(fp32),
+        "narrow_cell": " to ".join(ends),
+        "alone": "no" if told == "undecided" else "yes",
+        "equivalent": inference.equivalent(difference, margin) or "no margin",
+        **difference_fields(difference),
+    }
+
+
+def other_rows(others: Sequence[tuple[Log, str]], reference: Sequence[Log] = ()) -> list[Row]:
+    """Every group of runs outside the paper's rows, labelled for what it is."""
+    groups: dict[tuple, list[Log]] = defaultdict(list)
+    for log, reason in others:
+        order = script_order(log.script), log.settings["network"], reason, log.head
+        groups[(*order, variant_of(log), *log.experiment)].append(log)
+    known: dict[tuple, list[Log]] = defaultdict(list)
+    for log in reference:
+        known[(log.script, *log.experiment)].append(log)
+    rows = []
+    for key, logs in sorted(groups.items()):
+        log = logs[0]
+        row = other_row(logs, key[2])
+        row["reference_cell"] = mean_cell(known[(log.script, *log.experiment)], count=True)
         rows.append(row)
     return rows
+
+
+def other_row(logs: list[Log], reason: str) -> Row:
+    """One line of OTHER."""
+    log, settings = logs[0], logs[0].settings
+    values = [each.score for each in logs]
+    digits, metric = (6, "clean MSE") if log.regression else (3, "test accuracy, %")
+    if is_tabular(settings):
+        digits, metric = 1, "test MSE"
+    sizes = " / ".join(f"{log.data[part]:,}" for part in ("train", "heldout", "test"))
+    variant = variant_of(log)
+    if "fc_dropout" in log.departures and settings["protocol"] == "published":
+        variant += f", dropout {settings['fc_dropout']:g}"
+    row = {
+        "script": log.script,
+        "dataset": f"{settings['dataset']} {settings.get('function', '')}".strip(),
+        "network": settings["network"],
+        "head": log.head,
+        "head_cell": f"{log.script}: {settings['network']}, {log.head}",
+        "variant": variant,
+        "reason": reason,
+        "epochs": str(settings["epochs"]),
+        "precision": settings["precision"],
+        "sizes_cell": f"{sizes}; {settings['epochs']}",
+        "sha256": log.data_key[:8] or "by seed",
+        "device": log.device,
+        "metric": metric,
+        "runs": str(len(logs)),
+        "mean": number(mean_of(values), digits),
+        "std": number(std_of(values), digits),
+        "best": number(min(values) if log.regression else max(values), digits),
+        "mean_cell": mean_cell(logs, digits if log.regression else 2),
+    }
+    row |= {part: str(log.data[part]) for part in ("train", "heldout", "test")}
+    return row | {key: str(log.start[key]) for key in ("parameters", "fc_multiplications")}

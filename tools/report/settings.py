@@ -1,0 +1,59 @@
+"""One form for the settings and the data of logs of all schemas, so that equal experiments meet.
+
+Runs are compared by these settings, never by the names of their files: the `corrected` small CNN
+of schema 2 has dropout 0.5 in both heads, that of schema 3 has none.
+"""
+
+import json
+from typing import Any
+
+HEAD_KEYS = ("head", "layers", "width", "fc_dropout", "flavour", "head_ignored")  # of one head
+VERIFIED = {  # content hashes of official sets that logs before schema 3 could not call verified
+    "06b0d1f124c4e5fa",  # MNIST
+    "ca3ab2a37f845e1b",  # Fashion-MNIST
+    "32e5966899bde482",  # CIFAR-10
+    "8094c640e96e98aa",  # Hymenoptera
+}
+SAME_IMAGES = {  # schema 2 hashed the labels of corrected runs less 1, schema 3 hashes them as read
+    "dd8f9a0d0745f4fc": "f1d8a8caaf1d658b",  # our part of EMNIST letters
+}
+SCHEMA_1 = {"classes": 10, "first_label": 0, "heldout": 0}  # what its logs leave out
+RATE_RULES = {"1*lr*U^3 if not improved after epoch 0": "lr U^3 if not improved"}  # of schema 1
+
+
+def canonical(value: Any) -> str:
+    """Text that is equal for equal JSON values."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=True)
+
+
+def common_settings(start: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a checked start line, as schema 3 writes them."""
+    settings = dict(start["settings"])
+    if start["schema"] == 1:
+        settings = SCHEMA_1 | settings
+        settings["rate_rule"] = RATE_RULES.get(str(settings["rate_rule"]), settings["rate_rule"])
+        for key in ("mean", "std"):
+            if isinstance(settings.get(key), float):
+                settings[key] = [settings[key]]
+    if settings["optimizer"] == "SGD momentum 0.9":  # transfer scripts of schema 2
+        settings |= {"optimizer": "SGD", "momentum": 0.9}
+    if settings["optimizer"] != "SGD":
+        settings.pop("momentum", None)  # no other optimiser has one
+    return settings
+
+
+def data_key(sha256: str) -> str:
+    """The content hash, the same for the same images and labels."""
+    return SAME_IMAGES.get(sha256, sha256)
+
+
+def is_tabular(settings: dict[str, Any]) -> bool:
+    """A run on a table of somebody's own (Regression/tabular.py)."""
+    return settings.get("task") in ("tabular", "regression", "classification")
+
+
+def is_regression(settings: dict[str, Any]) -> bool:
+    """Whether a run is measured by an error: Table I and tables of one's own."""
+    if settings["selection"] == "minimum" or settings["dataset"] == "synthetic":
+        return True
+    return is_tabular(settings)
