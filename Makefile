@@ -6,27 +6,35 @@ DATA ?= data
 PYTHON3 ?= python3
 PYTHON ?= .venv/bin/python
 # Where there are GPUs, each job waits for a free place on one of them (tools/slot.py).
-GPUS ?= $(shell nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
+ifeq ($(origin GPUS),undefined)
+GPUS := $(shell $(PYTHON3) tools/slot.py --gpus)
+endif
 JOBS_PER_GPU ?= 1
 export GPUS JOBS_PER_GPU
 TAB := $(subst ,,	)
+comma := ,
+empty :=
+space := $(empty) $(empty)
 JOB = $(PYTHON3) tools/job.py
 LAUNCH ?= $(if $(strip $(GPUS)),$(PYTHON3) tools/slot.py )$(PYTHON)
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
+.SECONDEXPANSION:
 SEEDS := $(shell awk 'BEGIN { if ("$(RUNS)" ~ /^[0-9]+$$/) for (seed = 0; seed < $(RUNS) + 0; seed++) print seed }')
 $(if $(SEEDS),,$(error RUNS must be a whole number, 1 or more, not '$(RUNS)'))
+$(if $(filter 1,$(words $(DATA))),,$(error DATA must be a folder without blanks in its name, not '$(DATA)'))
 # The environment is needed only where its python is used; order-only, since a newer one makes no finished log old.
 PYTHON_READY := $(if $(filter .venv/%,$(PYTHON)),.venv/.installed)
 LAUNCH_READY := $(if $(filter .venv/%,$(LAUNCH)),.venv/.installed)
 
 # ---- Rows ------------------------------------------------------------------------------------------------------------------
-# $(call rows,GROUP,SCRIPT,NETWORK,HEADS,PROTOCOLS[,OPTIONS[,SEEDS]]): each head x protocol x option x seed is one log,
-# results/logs/<script>/<network>-<head>-<protocol>[-<option>]-s<seed>.jsonl (results/SCHEMA.md), made by reproduce-GROUP.
-# A new row of the paper is one more line in "The list"; a new group is also named in the help.
+# $(call rows,GROUP,SCRIPT,NETWORK,HEADS,PROTOCOLS[,OPTIONS[,SEEDS]]): each head x protocol x option is a row, made by
+# reproduce-GROUP; each seed of it is one log, results/logs/<script>/<network>-<head>-<protocol>[-<option>]-s<seed>.jsonl
+# (results/SCHEMA.md). A new row of the paper is one more line in "The list"; a new group is also named in the help.
 
 GROUPS :=
+NETWORKS :=
 IMAGE_SCRIPTS :=
 FUNCTIONS := sum sinsum product sinproduct
 MNIST_FAMILY := mnist fashion_mnist kmnist qmnist
@@ -34,9 +42,9 @@ EMNIST_FAMILY := emnist_digits emnist_letters emnist_balanced
 CIFAR_FAMILY := cifar10 cifar100
 
 script_name = $(basename $(notdir $1))
-log_name = results/logs/$(script_name)/$2-$(head)-$(protocol)$(patsubst %,-%,$(filter-out none,$(option)))-s$(seed).jsonl
-# Only scripts with images have data to fetch. One job does it, so that two never write the same file.
-data_ready = $(if $(filter Regression/%,$1),,$(DATA)/.$(script_name)-ready)
+row_name = results/logs/$(script_name)/$2-$(head)-$(protocol)$(patsubst %,-%,$(filter-out none,$(option)))
+# Only scripts with images have data to fetch. What says that they are there is no file among the data, which may be read-only.
+data_ready = $(if $(filter Regression/%,$1),,results/data/$(script_name)/$(subst /,_,$(DATA)).ready)
 
 # What the parts of a log's name are on the command line. The regression script has one network, mlp; arch2 and mlp have
 # heads of one size.
@@ -49,31 +57,58 @@ FLAGS_bf16 := --precision bf16
 $(foreach p,0.0 0.25 0.5,$(eval FLAGS_drop$(p) := --fc-dropout $(p)))
 option_flags = $(foreach part,$(subst -, ,$1),$(FLAGS_$(part)))
 data_flags = $(if $(filter Regression/%,$1),,--data-dir $(DATA))
-command = $(strip $1 $(call network_flags,$2) $(call option_flags,$(option)) $(call head_flags,$2,$(head)) \
-    --protocol $(protocol) --seed $(seed) $(call data_flags,$1) --quiet)
+before_seed = $(strip $1 $(call network_flags,$2) $(call option_flags,$(option)) $(call head_flags,$2,$(head)) \
+    --protocol $(protocol))
 
-# The rule of one log: GROUP, SCRIPT, NETWORK, and the variables of the loops below. Until it is finished the log is called
-# .jsonl.part, so that make never takes a half for a whole. It depends on no script: an edit voids no finished run. A log
-# that is there needs neither environment nor data. tools/job.py remembers a failure.
-define one_log
-LOGS_$1 += $(log)
-GROUP_$(log) := $1
-READY_$(log) := $(call data_ready,$2)
-COMMAND_$(log) := $(call command,$2,$3)
-$(log): | $(if $(wildcard $(log)),,$(LAUNCH_READY) $(call data_ready,$2))
-	$$(JOB) $$@ $$(LAUNCH) $(call command,$2,$3)
+# A log that is there needs neither environment nor data.
+needs = $(if $(wildcard $1),,$(LAUNCH_READY) $2)
+# The rule of the logs of one row: GROUP, SCRIPT, NETWORK, SEEDS, and the variables of the loops below. Until it is finished a log
+# is called .jsonl.part, so that make never takes a half for a whole, and a finished one stays whatever happens (.PRECIOUS).
+# It depends on no script: an edit voids no finished run. tools/job.py remembers a failure.
+define one_row
+ROWS_$1 += $(row)
+GROUP_$(row) := $1
+SEEDS_$(row) := $4
+READY_$(row) := $(call data_ready,$2)
+BEFORE_SEED_$(row) := $(call before_seed,$2,$3)
+AFTER_SEED_$(row) := $(strip $(call data_flags,$2) --quiet)
+$(if $(filter Regression/%,$2),$(foreach ten,$(TENS),$(eval $(call ten_logs,$(subst :, ,$(ten))))))
+.PRECIOUS: $(row)-s%.jsonl
+$(row)-s%.jsonl: | $$$$(call needs,$$$$@,$(call data_ready,$2))
+	$$(JOB) $$@ -- $$(LAUNCH) $$(BEFORE_SEED_$(row)) --seed $$* $$(AFTER_SEED_$(row))
+endef
+# Regression runs take seconds, half of them to start: ten seeds share a process. A rule whose targets all have a % (here in
+# `jsonl`) makes all of them at once. 1: first seed, its place and the last one's place among SEEDS
+TENS := $(shell awk 'BEGIN { for (seed = 0; seed < $(RUNS) + 0; seed += 10) \
+    print seed ":" seed + 1 ":" (seed + 10 < $(RUNS) + 0 ? seed + 10 : $(RUNS) + 0) }')
+define ten_logs
+.PRECIOUS: $(foreach seed,$(wordlist $(word 2,$1),$(word 3,$1),$(SEEDS)),$(row)-s$(seed).json%)
+$(foreach seed,$(wordlist $(word 2,$1),$(word 3,$1),$(SEEDS)),$(row)-s$(seed).json%): | $$$$(call needs,$$$$@)
+	$$(JOB) $(foreach seed,$(wordlist $(word 2,$1),$(word 3,$1),$(SEEDS)),$(row)-s$(seed).jsonl) -- \
+	  $$(LAUNCH) $$(BEFORE_SEED_$(row)) --seed $(word 1,$1) --runs $(words $(wordlist $(word 2,$1),$(word 3,$1),$(SEEDS))) $$(AFTER_SEED_$(row))
 endef
 define rows
 $(eval GROUPS += $(filter-out $(GROUPS),$1))\
+$(eval NETWORKS += $(filter-out $(NETWORKS),$3))\
 $(eval IMAGE_SCRIPTS += $(filter-out Regression/% $(IMAGE_SCRIPTS),$2))\
-$(foreach head,$4,$(foreach protocol,$5,$(foreach option,$(or $6,none),$(foreach seed,$(or $7,$(SEEDS)),\
-$(foreach log,$(call log_name,$2,$3),$(eval $(call one_log,$1,$2,$3)))))))
+$(if $(filter $(or $(NETWORK),%),$3),\
+$(foreach head,$4,$(foreach protocol,$5,$(foreach option,$(or $6,none),$(foreach row,$(call row_name,$2,$3),\
+$(eval $(call one_row,$1,$2,$3,$(or $7,$(SEEDS)))))))))
 endef
+# One job fetches the data of a script. Scripts that share an archive do it one after the other: the first of them in ARCHIVE_OF...
+# does it, the others look.
+ARCHIVES := mnist:arch2_mnist:tl_mnist fashion_mnist:arch2_fashion_mnist:tl_fashion_mnist kmnist:arch2_kmnist qmnist:arch2_qmnist \
+    emnist_digits:emnist_letters:emnist_balanced:arch2_emnist_digits cifar10:tl_cifar10 cifar100:tl_cifar100
 define data_rule
-$(call data_ready,$1): | $(LAUNCH_READY)
-	$$(LAUNCH) $1 --fetch-only --data-dir $(DATA)
+$(call data_ready,$1): $(if $(wildcard $(DATA)),,FORCE) | $(LAUNCH_READY) $(call fetched_before,$(script_name))
+	$$(JOB) $$@ -- $$(LAUNCH) $1 --fetch-only --data-dir $(DATA)
 	@mkdir -p $$(@D) && touch $$@
 endef
+# The stamp of the script before this one in its list.
+fetched_before = $(foreach list,$(ARCHIVES),$(call one_before,$1,$(subst :, ,$(list))))
+one_before = $(if $(filter $1,$(wordlist 2,9,$2)),$(call data_ready,$(lastword $(call until,$1,$2))))
+until = $(if $(filter $1,$(firstword $2)),,$(firstword $2) $(call until,$1,$(wordlist 2,9,$2)))
+.PHONY: FORCE
 
 # ---- The list --------------------------------------------------------------------------------------------------------------
 # Table I; `broadcast` is the released script's noise, which spreads over a 1000 x 1000 target (Q1)
@@ -95,12 +130,14 @@ $(call rows,cifar10,CIFAR/cifar10.py,densenet,fc spinal8x16 spinal8x64,published
 $(call rows,cifar10,CIFAR/cifar10.py,lenet,fc spinal6x20,published corrected)
 $(call rows,cifar10,CIFAR/cifar10.py,cnn,fc spinal4x128,published corrected)
 $(call rows,cifar100,CIFAR/cifar100.py,cnn,fc spinal4x256,published corrected)
-# Table III (transfer): width of the Spinal head on wide_resnet101_2 as labelled; on vgg19_bn it is 4 x 1024
+# Table III (transfer): width of the Spinal head on wide_resnet101_2 as labelled; on vgg19_bn it is 4 x 1024. The published vgg19_bn
+# never calls its new head (Q1): the rows of both heads are the same network, and it is run once, as the FC row.
 TRANSFER_WIDTHS := tl_cifar10:20 tl_cifar100:512 tl_caltech101:101 tl_bird225:225 tl_stanford_cars:196 tl_svhn:20 tl_cinic10:20 \
     tl_stl10:20 tl_oxford_flowers102:101 tl_fruits360:131
 TRANSFER_FAMILY := $(foreach pair,$(TRANSFER_WIDTHS),$(word 1,$(subst :, ,$(pair))))
 transfer_rows = $(call rows,$1,Transfer_Learning/$1.py,wide_resnet101_2,fc spinal4x$2,published corrected)\
-$(call rows,$1,Transfer_Learning/$1.py,vgg19_bn,fc spinal4x1024,published corrected)
+$(call rows,$1,Transfer_Learning/$1.py,vgg19_bn,fc,published corrected)\
+$(call rows,$1,Transfer_Learning/$1.py,vgg19_bn,spinal4x1024,corrected)
 $(foreach pair,$(TRANSFER_WIDTHS),$(call transfer_rows,$(word 1,$(subst :, ,$(pair))),$(word 2,$(subst :, ,$(pair)))))
 # In no table of the paper: sets of its text and of the released transfer code, two runs each
 other_rows = $(call rows,tl_other,Transfer_Learning/$1.py,$2,fc $3,published corrected,,$(wordlist 1,2,$(SEEDS)))
@@ -115,11 +152,12 @@ ARCH2_SIZES := MNIST/arch2_mnist:26x30 MNIST/arch2_fashion_mnist:26x300 MNIST/ar
     EMNIST/arch2_emnist_digits:26x50
 arch2_rows = $(call rows,arch2,$1.py,arch2,spinal$2,published corrected,,$(wordlist 1,2,$(SEEDS)))
 $(foreach pair,$(ARCH2_SIZES),$(call arch2_rows,$(word 1,$(subst :, ,$(pair))),$(word 2,$(subst :, ,$(pair)))))
-# In no table of the paper: equal dropout in both heads of the small CNN (published: 0.5 in the FC head, none in the Spinal head),
-# and bf16 beside fp32
+# In no table of the paper: equal dropout in both heads of the small CNN (published: 0.5 in the FC head, none in the Spinal head;
+# corrected: none in both), and bf16 beside fp32
 DROPOUT_SETS := mnist fashion_mnist
 $(foreach set,$(DROPOUT_SETS),$(call rows,dropout,MNIST/$(set).py,cnn,fc,published,drop0.0 drop0.25)\
-$(call rows,dropout,MNIST/$(set).py,cnn,spinal6x8 spinal6x10,published,drop0.25 drop0.5))
+$(call rows,dropout,MNIST/$(set).py,cnn,spinal6x8 spinal6x10,published,drop0.25 drop0.5)\
+$(call rows,dropout,MNIST/$(set).py,cnn,fc spinal6x8 spinal6x10,corrected,drop0.5))
 $(foreach set,$(DROPOUT_SETS),$(call rows,bf16,MNIST/$(set).py,cnn,fc spinal6x8,published,bf16)\
 $(call rows,bf16,MNIST/$(set).py,vgg5,fc spinal4x128,published,bf16))
 
@@ -147,37 +185,43 @@ demo: demo-digits demo-functions | $(PYTHON_READY) ## FC head against Spinal hea
 	@$(PYTHON) tools/demo.py
 
 .PHONY: test test-all
-test: | $(PYTHON_READY) ## the fast tests, offline: 5 minutes on two cores
+test: | $(PYTHON_READY) ## the fast tests, offline: 3 minutes on two cores
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" tests
 test-all: | $(PYTHON_READY) ## all tests: also uv (wants a package index), Slurm (if installed), kills, 10,000 odd inputs
 	SPINALNET_UV=1 SPINALNET_FUZZ=10000 $(PYTHON) -m pytest -q tests
 
-# The list's rows by target. make starts what stands first first: longest first, so that no long run is left to the end.
-LONGEST := $(shell tail -n +2 results/reference/tables/plan.csv 2>/dev/null | cut -d, -f1,2 | tr , /)
-longest_first = $(foreach network,$(LONGEST),$(filter results/logs/$(network)-%,$1)) \
-    $(filter-out $(LONGEST:%=results/logs/%-%),$1)
+# The list's rows by target. make starts what stands first first: where there are GPUs the longest, so that no long run is left to
+# the end, elsewhere the shortest, as the longest would take weeks.
+ORDER := $(shell awk -F, 'NR > 1 { line[NR] = $$1 "/" $$2 } END { if ("$(strip $(GPUS))" == "") \
+    for (k = NR; k > 1; k--) print line[k]; else for (k = 2; k <= NR; k++) print line[k] }' results/plan.csv)
+in_order = $(foreach network,$(ORDER),$(filter results/logs/$(network)-%,$1)) $(filter-out $(ORDER:%=results/logs/%-%),$1)
 PARTS_all := $(filter-out arch2 tl_other dropout bf16,$(GROUPS))
 PARTS_mnist-family := $(MNIST_FAMILY)
 PARTS_emnist-family := $(EMNIST_FAMILY)
 PARTS_cifar-family := $(CIFAR_FAMILY)
 PARTS_transfer := $(TRANSFER_FAMILY)
 $(foreach group,$(GROUPS),$(eval PARTS_$(group) := $(group)))
-TARGETS := all mnist-family emnist-family cifar-family transfer $(GROUPS)
+FAMILIES := all mnist-family emnist-family cifar-family transfer
+TARGETS := $(FAMILIES) $(GROUPS)
 $(if $(filter-out $(TARGETS),$(ROWS)),$(error ROWS must be one of $(TARGETS), not '$(ROWS)'))
-runs_of = $(call longest_first,$(foreach part,$(PARTS_$1),$(LOGS_$(part))))
+$(if $(filter-out $(NETWORKS),$(NETWORK)),$(error NETWORK must be one of $(sort $(NETWORKS)), not '$(NETWORK)'))
+rows_of = $(strip $(call in_order,$(foreach part,$(PARTS_$1),$(ROWS_$(part)))))
+none_of = $(if $(rows_of),,$(error $1 has no row with NETWORK=$(NETWORK)))
 # Without -j: as many jobs as there are places on the GPUs (one without GPUs).
-comma := ,
 PLACES = $(shell echo $$(($(words $(subst $(comma), ,$(GPUS))) * $(JOBS_PER_GPU))))
 JOBS = $(if $(or $(filter -j%,$(MAKEFLAGS)),$(filter 0,$(PLACES))),,-j$(PLACES))
 # A dry run of them says no more than what would run.
 DRY := $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
 
 .PHONY: $(TARGETS:%=reproduce-%) $(TARGETS:%=runs-%) reproduce-theory
+# A row by its name is all its logs.
+.PHONY: $(foreach group,$(GROUPS),$(ROWS_$(group)))
+$(foreach group,$(GROUPS),$(foreach row,$(ROWS_$(group)),$(eval $(row): $(SEEDS_$(row):%=$(row)-s%.jsonl))))
 $(TARGETS:%=reproduce-%): reproduce-%:
-	+@status=0; $(MAKE) --no-print-directory $(JOBS) --keep-going runs-$* || status=$$?; $(if $(DRY),exit $$status; )\
+	+@$(call none_of,$*)status=0; $(MAKE) --no-print-directory $(JOBS) --keep-going runs-$* || status=$$?; $(if $(DRY),exit $$status; )\
 	$(if $(filter all,$*),$(MAKE) --no-print-directory tables || status=$$?; )\
 	$(MAKE) --no-print-directory --silent failures; exit $$status
-$(foreach target,$(TARGETS),$(eval runs-$(target): $(call runs_of,$(target))))
+$(TARGETS:%=runs-%): runs-%: $$(call rows_of,$$*)
 reproduce-all: ## every row of Tables I, II and III, ten runs each; then the tables. Or a part, reproduce-NAME:
 ##      Table I      regression
 ##      Table II     mnist-family (mnist fashion_mnist kmnist qmnist), emnist-family (emnist_digits emnist_letters
@@ -189,37 +233,45 @@ reproduce-theory: | $(LAUNCH_READY)
 	$(LAUNCH) Regression/universal_approximation.py
 	$(LAUNCH) Regression/tabular.py --demo diabetes --runs $(RUNS) --quiet
 
-.PHONY: list status failures
+.PHONY: list status failures plan
 # A make of its own, which knows nothing of -n and -j.
 SELF := $(MAKE)
-LIST = MAKEFLAGS= RUNS='$(RUNS)' DATA='$(DATA)' ROWS='$(ROWS)' $(SELF) --no-print-directory --silent list
-LISTED = $(call longest_first,$(foreach group,$(or $(PARTS_$(ROWS)),$(GROUPS)),$(LOGS_$(group))))
+LIST = MAKEFLAGS= RUNS='$(RUNS)' DATA='$(DATA)' ROWS='$(ROWS)' NETWORK='$(NETWORK)' $(SELF) --no-print-directory --silent list
+LISTED = $(call in_order,$(foreach group,$(or $(PARTS_$(ROWS)),$(GROUPS)),$(ROWS_$(group))))
 status: ## what is done, running, failed, stopped and waiting, and the time left; ROWS=NAME for a part
 	@$(LIST) | $(PYTHON3) tools/runs.py $(AT_ONCE:%=--at-once %)
-failures: ## the failed runs, each with its message and the command that repeats it
+failures: ## failed runs and failed fetches of data, each with its message and the command that repeats it
 	@$(LIST) | $(PYTHON3) tools/runs.py failures
+plan: ## GPU-hours that each part will take, estimated from counted operations and from what has run
+	@$(LIST) | $(PYTHON3) tools/runs.py plan --sum $(foreach name,$(FAMILIES),$(name)=$(subst $(space),$(comma),$(PARTS_$(name))))
+one_line = $(info $(GROUP_$1)$(TAB)$1-s$2.jsonl$(TAB)$(READY_$1)$(TAB)$(BEFORE_SEED_$1) --seed $2 $(AFTER_SEED_$1))
+HASH := \#
+ONE_NETWORK = $(HASH) Table III, vgg19_bn, published: FC and Spinal row are the same network (its new head is never called), so once
 list: ## a line for each run: group, log, the file that says that its data are there, command
-	@$(foreach log,$(LISTED),$(info $(GROUP_$(log))$(TAB)$(log)$(TAB)$(READY_$(log))$(TAB)$(COMMAND_$(log)))):
+	@$(if $(filter %/vgg19_bn-fc-published,$(LISTED)),$(info $(ONE_NETWORK)))\
+	$(strip $(foreach row,$(LISTED),$(foreach seed,$(SEEDS_$(row)),$(call one_line,$(row),$(seed)))) :)
 
 # Data are fetched first, here: nodes that compute often have no network. Each task has its GPU from Slurm, so no slot.py.
 .PHONY: slurm
-SLURM_ROWS = $(or $(ROWS),all)
-SLURM_DATA = $(sort $(foreach part,$(PARTS_$(SLURM_ROWS)),$(foreach log,$(LOGS_$(part)),$(if $(wildcard $(log)),,$(READY_$(log))))))
-slurm: ROWS := $(SLURM_ROWS)
+slurm: ROWS := $(or $(ROWS),all)
+SLURM_DATA = $(sort $(foreach row,$(LISTED),$(if $(foreach seed,$(SEEDS_$(row)),$(if $(wildcard $(row)-s$(seed).jsonl),,+)),$(READY_$(row)))))
 slurm: | $(PYTHON_READY) ## submit what is missing as job arrays: ROWS=mnist-family SLURM_FLAGS="--gpus=1 --time=24:00:00"
 	-@$(if $(SLURM_DATA),$(SELF) --no-print-directory --keep-going $(SLURM_DATA))
-	@$(LIST) | $(PYTHON3) tools/slurm.py --launch "$(if $(filter file,$(origin LAUNCH)),$(PYTHON),$(LAUNCH))" \
-	  --job "$(JOB)" --flags "$(SLURM_FLAGS)" $(AT_ONCE:%=--at-once %)
+	@$(LIST) | $(PYTHON3) tools/runs.py tasks --job "$(JOB)" \
+	  --launch "$(if $(filter file,$(origin LAUNCH)),$(PYTHON),$(LAUNCH))" | AT_ONCE=$(AT_ONCE) tools/slurm.sh $(SLURM_FLAGS)
 .PHONY: gpu-first-hour
 gpu-first-hour: | $(PYTHON_READY) ## the first hour with a GPU: tests, bench, the rows worth most, 8 minutes a part; resumable
 	@$(PYTHON) tools/gpu_first_hour.py --data-dir $(DATA) $(PART)
 
 ##- Report
-.PHONY: tables reference-report rerun bench costs samples
+.PHONY: tables reference-report same-numbers rerun bench costs samples
 tables: | $(PYTHON_READY) ## your results/logs beside the paper and the reference: results/tables/README.md
-	$(PYTHON) results/aggregate.py
+	$(PYTHON) tools/report/make.py
 reference-report: | $(PYTHON_READY) ## results/reference: report, tables and figures from the logs that ship
-	$(PYTHON) results/aggregate.py --reference
+	$(PYTHON) tools/report/make.py --reference
+BASE ?=
+same-numbers: | $(PYTHON_READY) ## does the present text of the scripts give the numbers of BASE=commit? Short runs, minutes
+	$(PYTHON) tools/same_numbers.py $(BASE)
 rerun: | $(PYTHON_READY) ## run reference logs again, in rerun/, and compare them line by line: LOGS="mnist/cnn"
 	$(PYTHON) tools/rerun.py run rerun --all --data $(DATA) --subset $(DATA)/subset $(LOGS)
 	$(PYTHON) tools/rerun.py compare rerun --all
@@ -251,7 +303,8 @@ clean-unfinished: ## remove unfinished runs, which then start anew, and notes of
 
 ##- Settings, each as `make TARGET NAME=value`
 ##   RUNS=10      runs (seeds) of each row          DATA=data    folder of the data sets, each downloaded once
-##   GPUS="0 1"   GPUs to use (default: all), with JOBS_PER_GPU=4 (1) runs on each at a time
+##   NETWORK=cnn  only rows of this network        GPUS="0 1"   GPUs to use (default: those of CUDA_VISIBLE_DEVICES, or all),
+##                with JOBS_PER_GPU=4 (1) runs on each at a time
 ##   LAUNCH=...   what stands before each script, for instance "srun python"; PYTHON=... the python of all else
 ##   AT_ONCE=8    runs at a time: for the time left in `make status`, and at most in `make slurm`
 

@@ -1,14 +1,19 @@
-"""Runs the command of one log, and remembers when it fails: python tools/job.py LOG COMMAND...
+"""Runs the command that makes one or more logs, and remembers when it fails.
 
-The Makefile and tools/slurm.py put this before each run. While the command runs, RUN.running beside the log holds the
-name of the host and the process number, and its lock: a second job for the same log on this host is refused. The
-command inherits the lock, so that it lasts as long as the run itself, however either of them ends. Where a stopped or
-failed run leaves an unfinished log, the file stays and says that it has ended.
+    python tools/job.py LOG... -- COMMAND...
 
-The command's error output is passed on; if the command fails, its status, last message and command line are kept in
-results/failed/SCRIPT/RUN.json, where `make status` and the summary of `make reproduce-...` find them, until a later
-attempt succeeds. A run that was stopped (Ctrl-C, SIGTERM) did not fail: it goes on when it is started again. Exit
-status: the command's own, 128 + the signal that ended it, or 2 for wrong use or where another job has the run.
+The Makefile and tools/slurm.sh put this before each run. While the command runs, RUN.running beside
+the log holds the name of the host and the process number, and its lock: a second job for the same
+log on this host is refused. The command inherits the lock, so that it lasts as long as the run
+itself, however either of them ends. Where a stopped or failed run leaves an unfinished log, the
+file stays and says that it has ended.
+
+The command's error output is passed on; if the command fails, its status, last message and command
+line are kept in results/failed/SCRIPT/RUN.json, where `make status` and the summary of
+`make reproduce-...` find them, until a later attempt succeeds. Fetching data is such a job, too;
+its "log" is the file that says that the data are there. A run that was stopped (Ctrl-C, SIGTERM,
+SIGHUP) did not fail: it goes on when it is started again. Exit status: the command's own, 128 + the
+signal that ended it, or 2 for wrong use or where another job has the run.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ import sys
 import time
 from pathlib import Path
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPED = [128 + number for number in SIGNALS]
 ENDED = "ended\n"  # in place of the process and its host
 
 
@@ -34,25 +40,35 @@ def failure_of(log: Path) -> Path:
     return log.parent.parent.parent / "failed" / log.parent.name / f"{log.stem}.json"
 
 
-class Taken(Exception):
-    """Another job runs the same run."""
-
-
 def note_of(log: Path) -> Path:
     return log.with_suffix(".running")
 
 
-def take(note: Path) -> int:
-    """The open note with its lock, written anew. Raises Taken; OSError where the folder cannot be written."""
+def unfinished(log: Path) -> Path:
+    return log.with_name(f"{log.name}.part")
+
+
+class Taken(Exception):
+    """Another job runs the same run."""
+
+
+def take(log: Path) -> int:
+    """The open note with its lock, written anew.
+
+    Raises Taken, and OSError where the folder cannot be written.
+    """
+    note = note_of(log)
     note.parent.mkdir(parents=True, exist_ok=True)
     owner = ""
     for _ in range(5):  # `make status` looks by taking a lock for an instant
         handle = os.open(note, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = not note.exists() or not os.path.samestat(os.fstat(handle), os.stat(note))  # removed in between
+            # It may have been removed before the lock was there.
+            taken = not note.exists() or not os.path.samestat(os.fstat(handle), os.stat(note))
         except BlockingIOError:
-            taken, owner = True, os.read(handle, 200).decode(errors="replace").strip()
+            taken = True
+            owner = os.read(handle, 200).decode(errors="replace").strip()
         except OSError:  # a file system without locks: twins are not told apart there
             taken = False
         if not taken:
@@ -61,29 +77,32 @@ def take(note: Path) -> int:
             return handle
         os.close(handle)
         time.sleep(0.1)
-    raise Taken(owner or "another job")
+    raise Taken(f"{owner or 'another job'} runs {log} already")
 
 
 def leave(log: Path) -> None:
-    """Removes the note; of an unfinished run it says instead that the job has ended, whose last line may be young."""
-    note, part = note_of(log), log.with_name(f"{log.name}.part")
-    with contextlib.suppress(OSError):  # a full disk: the old note without its lock says the same on this host
-        if part.exists():
-            ended = note.with_name(f"{note.name}.tmp")  # a new file: the old one may be locked for another moment
-            ended.write_text(ENDED, encoding="utf-8")
-            ended.replace(note)
-        else:
+    """Removes the note; that of an unfinished run says instead that the job has ended."""
+    note = note_of(log)
+    with contextlib.suppress(OSError):  # a full disk: a note without a lock says the same here
+        if not unfinished(log).exists():
             note.unlink(missing_ok=True)
+            return
+        ended = note.with_name(f"{note.name}.tmp")  # the old one may be locked for another moment
+        ended.write_text(ENDED, encoding="utf-8")
+        ended.replace(note)
 
 
 def is_running(log: Path) -> bool | None:
-    """Does a job on this host run it? None: there is no note, it is another host's, or the run went on by hand."""
+    """Does a job on this host run it?
+
+    None: there is no note, it is another host's, or the run went on by hand.
+    """
     try:
         with note_of(log).open("r", encoding="utf-8", errors="replace") as note:
             said = note.read()
             if said == ENDED:
-                later = log.with_name(f"{log.name}.part").stat().st_mtime_ns > os.fstat(note.fileno()).st_mtime_ns
-                return None if later else False
+                written = unfinished(log).stat().st_mtime_ns
+                return None if written > os.fstat(note.fileno()).st_mtime_ns else False
             if said.strip().partition(" on ")[2] != platform.node():
                 return None
             fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -94,60 +113,78 @@ def is_running(log: Path) -> bool | None:
         return None
 
 
-def run(command: list[str], lock: int) -> tuple[int, str]:
-    """(exit status, last line of its error output) of the command. Raises OSError if it cannot be started."""
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[lock])
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: child.send_signal(number))
+def run(command: list[str], locks: list[int]) -> tuple[int, str]:
+    """Exit status of the command, and the last line of its error output.
+
+    Raises OSError if it cannot be started.
+    """
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=locks)
+    signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+    signal.signal(signal.SIGHUP, lambda number, _: child.send_signal(number))
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command too
     last = b""
     while piece := os.read(child.stderr.fileno(), 65536):
         os.write(2, piece)
         last = (last + piece)[-4000:]
     status = child.wait()
-    lines = [line.strip() for line in last.decode(errors="replace").replace("\r", "\n").split("\n") if line.strip()]
+    said = last.decode(errors="replace").replace("\r", "\n").split("\n")
+    lines = [line.strip() for line in said if line.strip()]
     return 128 - status if status < 0 else status, lines[-1] if lines else ""
 
 
 def remember(failure: Path, status: int, reason: str, command: list[str]) -> None:
+    """Writes the note of a failure, or says why it cannot be written."""
     if status > 128:
-        reason = f"ended by {signal.Signals(status - 128).name}" + " (too little memory?)" * (status == 137)
+        reason = f"ended by {signal.Signals(status - 128).name}"
+        if status == 128 + signal.SIGKILL:
+            reason += " (too little memory?)"
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    record = {"status": status, "reason": reason, "command": command, "host": platform.node(), "time": now}
+    record = {"status": status, "reason": reason, "command": command}
+    record |= {"host": platform.node(), "time": now}
     try:
         failure.parent.mkdir(parents=True, exist_ok=True)
         temporary = failure.with_suffix(".tmp")
         temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
         temporary.replace(failure)
     except OSError as error:
-        print(f"note: the failure could not be noted ({failure}: {error.strerror})", file=sys.stderr)
+        text = f"note: the failure could not be noted ({failure}: {error.strerror})"
+        print(text, file=sys.stderr)
+
+
+def perform(logs: list[Path], command: list[str]) -> int:
+    """Runs the command with the locks of these logs. Exit status: see above."""
+    locks = []
+    try:
+        for log in logs:
+            locks.append(take(log))
+        status, reason = run(command, locks)
+    except Taken as taken:
+        print(f"error: {taken}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = note_of(logs[len(locks)]) if len(locks) < len(logs) else command[0]
+        status, reason = 127, f"error: {place} cannot be written or run ({error.strerror})"
+        print(reason, file=sys.stderr)
+    finally:
+        for log in logs[: len(locks)]:
+            leave(log)
+    for log in logs:
+        if status == 0 or log.exists():
+            failure_of(log).unlink(missing_ok=True)
+        elif status not in STOPPED:
+            remember(failure_of(log), status, reason.removeprefix("error: "), command)
+    return status
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) < 2:
-        print("error: no command: python tools/job.py LOG COMMAND...", file=sys.stderr)
+    """Exit status: see above."""
+    split = argv.index("--") if "--" in argv else 0
+    logs, command = [Path(name) for name in argv[:split]], argv[split + 1 :]
+    if not logs or not command:
+        print("error: wrong use: python tools/job.py LOG... -- COMMAND...", file=sys.stderr)
         return 2
-    log, command = Path(argv[0]), argv[1:]
-    try:
-        lock = take(note_of(log))
-    except Taken as owner:
-        print(f"error: {owner} runs {log} already", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {note_of(log)} cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
-    try:
-        status, reason = run(command, lock)
-    except OSError as error:
-        status, reason = 127, f"error: {command[0]} cannot be run ({error.strerror})"
-        print(reason, file=sys.stderr)
-    finally:
-        leave(log)
-    if status == 0:
-        failure_of(log).unlink(missing_ok=True)
-    elif status not in STOPPED:
-        remember(failure_of(log), status, reason.removeprefix("error: "), command)
-    return status
+    missing = [log for log in logs if not log.exists()]
+    return perform(missing or logs, command)
 
 
 if __name__ == "__main__":

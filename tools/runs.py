@@ -1,22 +1,26 @@
-"""What is done, running, failed and waiting, and how long the rest will take: make -s list | python tools/runs.py
+"""What is done, running, failed and waiting, and how long the rest takes: make list | runs.py
 
     status      a line for each group of rows, and one for each running run (the default)
-    failures    the failed runs, each with its message and the command that repeats it; exit status 0
+    failures    the failed runs, each with its message and the command that repeats it
+    plan        work and GPU-hours of each group, and of the sums that --sum names
+    tasks       the command lines of the runs that can start now: --job JOB --launch PYTHON
 
-`make list` prints a line for each run: its group, its log, the file that says that its data are there, its command. A
-run is
-  done      if its log is there,
-  running   if tools/job.py runs it on this machine (NAME.running has its lock); started by hand, if it wrote within
-            three of its epochs, or ten minutes before the first; on another machine, if it wrote within the last hour,
-  failed    if tools/job.py has noted so since,
+`make list` prints a line for each run: its group, its log, the file that says that its data are
+there, its command; lines that begin with # are remarks. A run is
+  done      if its log is there, and whole,
+  running   if tools/job.py runs it on this machine (NAME.running has its lock); started by hand, if
+            it wrote within three of its epochs, or ten minutes before the first; on another
+            machine, if it wrote within the last hour,
+  failed    if tools/job.py has noted so since, or its log is damaged,
   stopped   if it is unfinished otherwise; it goes on when it is started again,
+  no data   if fetching its data has failed,
   waiting   if none of these.
-Time left: the epochs that a run still needs times the seconds that an epoch of the same network took on the same
-device, in all logs of this results folder; those of a part of the images (`--limit`) are scaled to all. The device is
-that of the log written last. A network without such a log counts by its work (results/reference/tables/plan.csv) at the
-rate of the one with a log that is nearest in work, and the time gets a `~`; a run that neither tells anything about is
-not in it, and the time gets a `>`. On a CPU a run that would take more than half a day is not in it either: it needs a
-GPU. The sum is divided by the number of runs at a time.
+Time left: the epochs that a run still needs times the seconds that an epoch of the same network
+took on the same device, in all logs of this results folder. The device is that of the log written
+last. A network without such a log counts by its work (results/plan.csv) at the rate of the network
+with a log that is nearest in work, and the time gets a `~`; a run that neither tells anything about
+is not in it, and the time gets a `>`. On a CPU a run that would take more than half a day is not in
+it either: it needs a GPU. The sum is divided by the number of runs at a time.
 """
 
 from __future__ import annotations
@@ -31,13 +35,16 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from job import ENDED, failure_of, is_running, note_of
+from job import ENDED, failure_of, is_running, note_of, unfinished
 
-STATES = ("done", "running", "failed", "stopped", "waiting")
+ROOT = Path(__file__).resolve().parent.parent
+STATES = ("done", "running", "failed", "stopped", "no data", "waiting")
 TOO_LONG = 12 * 3600.0  # seconds of one run on a CPU
+ASSUMED = 0.04  # PFLOP a second of a GPU that no log tells anything about
+STARTING = 20.0  # seconds that a run takes at least: imports, data, kernels
 
 
 @dataclass
@@ -46,17 +53,23 @@ class Run:
 
     group: str
     log: Path
-    ready: str
-    command: str
+    ready: str = ""
+    command: str = ""
     state: str = ""
     start: dict = field(default_factory=dict)  # the first line of its log
     seconds: list[float] = field(default_factory=list)  # of its epochs
+    ended: bool = False  # has its log a last line
     written: float = 0.0  # the time of its last line
-    failure: dict = field(default_factory=dict)
+    failure: dict = field(default_factory=dict)  # what tools/job.py noted
 
     @property
     def network(self) -> tuple[str, str]:
+        """Script and network, the key of the plan."""
         return self.log.parent.name, self.log.name.split("-")[0]
+
+    @property
+    def name(self) -> str:
+        return f"{self.log.parent.name}/{self.log.stem}"
 
     @property
     def epochs(self) -> int | None:
@@ -66,15 +79,34 @@ class Run:
     def device(self) -> str | None:
         return self.start.get("provenance", {}).get("device_name")
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.start.get("provenance", {}).get("device") == "cpu"
+
+
+class Work:
+    """Epochs and PFLOP of a run of each (script, network), as results/plan.csv has them."""
+
+    def __init__(self, path: Path):
+        self.epochs: dict[tuple[str, str], int] = {}
+        self.pflop: dict[tuple[str, str], float] = {}
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as stream:
+                for row in csv.DictReader(stream):
+                    key = row["script"], row["network"]
+                    self.epochs[key], self.pflop[key] = int(row["epochs"]), float(row["pflop"])
+
 
 def read_list(lines: Iterable[str]) -> list[Run]:
     """The runs of `make list`. Raises ValueError."""
     runs = []
     for line in lines:
+        if line.startswith("#"):
+            continue
         parts = line.rstrip("\n").split("\t")
         if len(parts) != 4:
             raise ValueError(f"not a line of `make list`: {line.strip()[:80]!r}")
-        runs.append(Run(parts[0], Path(parts[1]), *parts[2:]))
+        runs.append(Run(parts[0], Path(parts[1]), parts[2], parts[3]))
     return runs
 
 
@@ -88,10 +120,22 @@ def read_log(run: Run, path: Path) -> None:
                 run.start = record
             elif record["event"] == "epoch":
                 run.seconds.append(float(record["seconds"]))
+            run.ended = record["event"] == "end"
     except (OSError, ValueError, KeyError, TypeError):
-        pass
+        run.ended = False
 
 
+def read_failure(path: Path) -> dict:
+    """What tools/job.py noted there; empty if nothing."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {"reason": f"{path} cannot be read"}
+
+
+# ---- States of runs ------------------------------------------------------------------------------
 def age(path: Path) -> float:
     """Seconds since it was last written; infinite where it is not there."""
     try:
@@ -100,185 +144,300 @@ def age(path: Path) -> float:
         return math.inf
 
 
-def alive(run: Run, part: Path) -> bool:
-    """Does somebody write this log? Of what tools/job.py did not start here, the age of its files tells."""
+def alive(run: Run) -> bool:
+    """Does somebody write this log? Where tools/job.py cannot say, the age of its files does."""
     here = is_running(run.log)
     if here is not None:
         return here
-    note, patience = note_of(run.log), max(60.0, 3 * max(run.seconds)) if run.seconds else 600.0
-    elsewhere = note.exists() and note.read_text(encoding="utf-8", errors="replace") != ENDED
-    return age(part) < patience or (elsewhere and min(age(part), age(note)) < max(3600.0, patience))
+    part, note = unfinished(run.log), note_of(run.log)
+    patience = 600.0
+    if run.seconds:
+        patience = max(60.0, 3 * max(run.seconds))
+    if age(part) < patience:
+        return True
+    if not note.exists() or note.read_text(encoding="utf-8", errors="replace") == ENDED:
+        return False
+    return min(age(part), age(note)) < max(3600.0, patience)  # on another machine
 
 
 def look(run: Run) -> None:
-    """Sets the run's state."""
-    part, failure = run.log.with_name(f"{run.log.name}.part"), failure_of(run.log)
+    """Sets the run's state, and reads its log."""
+    part = unfinished(run.log)
     if run.log.exists():
-        run.state = "done"
         read_log(run, run.log)
+        run.state = "done" if run.ended else "failed"
+        reason = f"{run.log} is damaged: delete it, and make runs it again"
+        run.failure = {} if run.ended else {"reason": reason, "command": ["rm", str(run.log)]}
         return
     if part.exists():
         read_log(run, part)
-    if alive(run, part):
+    run.failure = read_failure(failure_of(run.log))
+    if alive(run):
         run.state = "running"
+    elif run.failure:
+        run.state = "failed"
     elif part.exists():
         run.state = "stopped"
-    if run.state != "running" and failure.exists():
-        try:
-            run.failure, run.state = json.loads(failure.read_text(encoding="utf-8")), "failed"
-        except (OSError, ValueError):
-            run.failure, run.state = {"reason": f"{failure} cannot be read"}, "failed"
-    run.state = run.state or "waiting"
+    elif fetch_failure(run):
+        run.state = "no data"
+    else:
+        run.state = "waiting"
 
 
-def read_plan(path: Path) -> dict[tuple[str, str], tuple[int, float]]:
-    """(epochs, PFLOP) of a run of (script, network); empty without the file."""
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            return {
-                (row["script"], row["network"]): (int(row["epochs"]), float(row["pflop"]))
-                for row in csv.DictReader(stream)
-            }
-    except (OSError, ValueError, KeyError, TypeError):
+def fetch_failure(run: Run) -> dict:
+    """Why its data are not there; empty if they are, or nobody has tried to fetch them."""
+    if not run.ready or Path(run.ready).exists():
         return {}
+    return read_failure(failure_of(Path(run.ready)))
 
 
-def like(runs: list[Run]) -> list[Run]:
-    """The runs that have epochs, and those outside the list that differ from a row by epochs or --limit alone."""
-    listed, others = {run.log for run in runs}, []
-    for folder in sorted({run.log.parent for run in runs}):
+# ---- Time ----------------------------------------------------------------------------------------
+def words(seconds: float) -> str:
+    """0.1 s, 45 s, 12 min, 3.5 h, 12 d"""
+    if seconds < 9.5:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86_400:,.0f} d"
+
+
+def timed(runs: list[Run], folders: Iterable[Path]) -> list[Run]:
+    """The runs that have epochs, and those of these folders that differ from rows by epochs only."""
+    listed = {run.log for run in runs}
+    others = []
+    for folder in folders:
         for path in sorted(folder.glob("*.jsonl")):
             if path not in listed:
-                other = Run("", path, "", "")
+                other = Run("", path)
                 read_log(other, path)
-                if other.start.get("data", {}).get("official") and set(other.start["departures"]) <= {
-                    "epochs",
-                    "limit",
-                }:
-                    others.append(other)
-    return [run for run in [*runs, *others] if run.device and run.seconds]
-
-
-def full_epoch(run: Run) -> float:
-    """Seconds of an epoch with all images."""
-    data = run.start.get("data") or {}
-    complete, used = data.get("complete_train"), (data.get("train") or 0) + (data.get("heldout") or 0)
-    limited = run.start["settings"].get("limit") and complete and used
-    return statistics.median(run.seconds) * (complete / used if limited else 1.0)
+                others.append(other)
+    found = [run for run in runs if run.seconds and run.device]
+    for run in others:
+        official = run.start.get("data", {}).get("official")
+        if run.seconds and run.device and official and set(run.start["departures"]) <= {"epochs"}:
+            found.append(run)
+    return found
 
 
 class Estimate:
-    """Seconds that runs still need, from what logs of one device say."""
+    """Seconds that runs take, from what the logs of one device say."""
 
-    def __init__(self, runs: list[Run], plan: dict[tuple[str, str], tuple[int, float]]):
-        started = like(runs)
-        last = max(started, key=lambda run: run.written, default=None)
-        self.device, self.plan = last.device if last else None, plan
-        self.cpu = bool(last) and last.start["provenance"].get("device") == "cpu"
-        epochs, numbers = defaultdict(list), {network: epochs for network, (epochs, _) in plan.items()}
+    def __init__(self, started: list[Run], work: Work):
+        self.work = work
+        last = max(started, key=lambda run: run.written, default=Run("", Path("none")))
+        self.device, self.cpu = last.device, last.on_cpu
+        epochs = defaultdict(list)
+        numbers = dict(work.epochs)
         for run in started:
             if run.device == self.device:
-                epochs[run.network].append(full_epoch(run))
-                if not run.start.get("departures") and run.epochs:
+                epochs[run.network].append(statistics.median(run.seconds))
+                if run.epochs and not run.start.get("departures"):
                     numbers[run.network] = run.epochs
-        self.epoch = {network: statistics.median(seconds) for network, seconds in epochs.items() if network in numbers}
-        self.run = {network: epoch * numbers[network] for network, epoch in self.epoch.items()}
+        self.epoch = {key: statistics.median(all_) for key, all_ in epochs.items()}
+        self.run = {key: x * numbers[key] for key, x in self.epoch.items() if key in numbers}
 
-    def __call__(self, run: Run) -> tuple[float | None, bool]:
-        """(seconds left, are they measured on this network)."""
-        if run.network in self.run:
-            measured = run.state == "running" and run.device == self.device and run.seconds
-            epoch = statistics.median(run.seconds) if measured else self.epoch[run.network]
-            return ((run.epochs - len(run.seconds)) * epoch if run.epochs else self.run[run.network]), True
-        both = [network for network in self.run if network in self.plan]
-        if both and run.network in self.plan:
-            work = {network: pflop for network, (_, pflop) in self.plan.items()}
-            near = min(both, key=lambda network: abs(math.log(work[network] / work[run.network])))
-            whole = self.run[near] / work[near] * work[run.network]
-            return whole * (1 - len(run.seconds) / run.epochs) if run.epochs else whole, False
-        return None, False
+    def whole(self, network: tuple[str, str]) -> tuple[float | None, bool]:
+        """Seconds of a whole run, None if nothing is known; and whether they are measured."""
+        if network in self.run:
+            return self.run[network], True
+        pflop = self.work.pflop
+        measured = [other for other in self.run if other in pflop]
+        if not measured or network not in pflop:
+            return None, False
+        near = min(measured, key=lambda other: abs(math.log(pflop[other] / pflop[network])))
+        return self.run[near] / pflop[near] * pflop[network], False
+
+    def left(self, run: Run) -> tuple[float | None, bool]:
+        """The same for what is left of this run."""
+        epochs = run.epochs or self.work.epochs.get(run.network)
+        if run.state == "running" and run.seconds and epochs and run.device == self.device:
+            return (epochs - len(run.seconds)) * statistics.median(run.seconds), True
+        seconds, measured = self.whole(run.network)
+        if seconds is not None and epochs:
+            seconds *= 1 - len(run.seconds) / epochs
+        return seconds, measured
 
     def needs_gpu(self, run: Run) -> bool:
-        """Is this CPU too slow for a whole run of that network? One that runs has been started on purpose."""
-        seconds, _ = self(replace(run, start={}, seconds=[], state="waiting"))
+        """Is this CPU too slow for it? A run that runs has been started on purpose."""
+        seconds, _ = self.whole(run.network)
         return self.cpu and run.state != "running" and (seconds or 0.0) > TOO_LONG
 
     def of(self, runs: Iterable[Run], at_once: int = 1) -> str:
         """What is left of all these runs, as words."""
         left = [run for run in runs if run.state != "done"]
-        known = [self(run) for run in left if not self.needs_gpu(run)]
+        known = [self.left(run) for run in left if not self.needs_gpu(run)]
         gpu = len(known) < len(left)
         if not any(seconds for seconds, _ in known):
             return "needs a GPU" if gpu else "?" if left else ""
+        sign = ""
+        if any(seconds is None for seconds, _ in known):
+            sign = ">"
+        elif not all(measured for _, measured in known):
+            sign = "~"
         total = sum(seconds or 0.0 for seconds, _ in known) / at_once
-        sign = ">" if any(seconds is None for seconds, _ in known) else "" if all(exact for _, exact in known) else "~"
-        return sign + words(total) + " + GPU" * gpu
+        return sign + words(total) + (" + GPU" if gpu else "")
 
 
-def words(seconds: float) -> str:
-    """0.1 s, 45 s, 12 min, 3.5 h, 12 d"""
-    for limit, size, digits, unit in ((9.5, 1, 1, "s"), (90, 1, 0, "s"), (5400, 60, 0, "min"), (172_800, 3600, 1, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds / 86_400:,.0f} d"
-
-
-def status(runs: list[Run], plan: dict[tuple[str, str], tuple[int, float]], at_once: int | None) -> str:
-    """The overview."""
-    estimate = Estimate(runs, plan)
-    running = [run for run in runs if run.state == "running"]
-    at_once = at_once or max(1, len(running))
-    groups: dict[str, list[Run]] = {}
+# ---- What is printed -----------------------------------------------------------------------------
+def by_group(runs: list[Run]) -> dict[str, list[Run]]:
+    groups = defaultdict(list)
     for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    line = "{:<30}" + "{:>9}" * len(STATES) + "{:>16}"
+        groups[run.group].append(run)
+    return groups
+
+
+def table(runs: list[Run], estimate: Estimate, at_once: int) -> list[str]:
+    """A line for each group."""
+    line = "{:<21}{:>6}{:>8}{:>7}{:>8}{:>8}{:>8}{:>14}"
     rows = [line.format(f"{len(runs):,} runs", *STATES, "time left")]
-    for name, members in [*((f"reproduce-{name}", members) for name, members in groups.items()), ("all", runs)]:
+    for name, members in [*by_group(runs).items(), ("all", runs)]:
         counts = [sum(run.state == state for run in members) for state in STATES]
         rows.append(line.format(name, *counts, estimate.of(members, at_once)))
+    return rows
+
+
+def running_line(run: Run, estimate: Estimate) -> str:
+    """Where a running run is."""
+    text = f"  {run.name}: epoch {len(run.seconds) + 1}"
+    epochs = run.epochs or estimate.work.epochs.get(run.network)
+    if epochs:
+        text += f" of {epochs}"
+    if run.seconds:
+        text += f", {words(statistics.median(run.seconds))} an epoch"
+    left = estimate.of([run])
+    return text if left == "?" else f"{text}, {left} left"
+
+
+def status(runs: list[Run], work: Work, at_once: int | None) -> str:
+    """The overview."""
+    folders = sorted({run.log.parent for run in runs})
+    estimate = Estimate(timed(runs, folders), work)
+    running = sorted((run for run in runs if run.state == "running"), key=lambda run: run.name)
+    at_once = at_once or max(1, len(running))
+    rows = table(runs, estimate, at_once)
     if running:
-        rows += ["", "running:"]
-    for run in sorted(running, key=lambda run: str(run.log)):
-        rows.append(
-            f"  {run.log.parent.name}/{run.log.stem}: epoch {len(run.seconds) + 1} of {run.epochs or '?'}"
-            + (f", {words(statistics.median(run.seconds))} an epoch" if run.seconds else "")
-            + (f", {left} left" if (left := estimate.of([run])) else "")
-        )
-    rows.append("")
+        rows += ["", "running:", *(running_line(run, estimate) for run in running)]
     if estimate.device:
-        rows.append(
-            f"Time left: as fast as on {estimate.device}, {at_once} at a time (~ scaled from other networks by their "
-            "work, > without what nothing is known of, needs a GPU: more than half a day for one run on this CPU)."
-        )
-    failed = [run for run in runs if run.state == "failed"]
-    if failed:
-        rows.append(f"{len(failed)} failed: make failures")
+        rows += [
+            "",
+            f"Time left: as fast as on {estimate.device}, {at_once} at a time (~ scaled from other",
+            "networks by their work, > without what nothing is known of, needs a GPU: more than",
+            "half a day for one run on this CPU).",
+        ]
+    failed = sum(run.state == "failed" for run in runs)
+    without = sum(run.state == "no data" for run in runs)
+    if failed or without:
+        rows += ["", f"{failed} failed, {without} have no data: make failures"]
     return "\n".join(rows)
 
 
 def failures(runs: list[Run]) -> str:
-    """The failed runs, those with the same message together."""
-    same: dict[str, list[Run]] = defaultdict(list)
+    """Failed fetches and failed runs, those with the same message together."""
+    same, fetches, waiting = defaultdict(list), {}, defaultdict(int)
     for run in runs:
         if run.state == "failed":
-            same[run.failure.get("reason") or f"exit status {run.failure.get('status')}"].append(run)
-    rows = [f"{sum(map(len, same.values()))} runs failed:"] if same else []
+            reason = run.failure.get("reason") or f"exit status {run.failure.get('status')}"
+            same[reason].append(run)
+        elif run.state == "no data":
+            fetches[run.ready] = fetch_failure(run)
+            waiting[run.ready] += 1
+    rows = []
+    if fetches:
+        rows.append(f"{sum(waiting.values())} runs have no data:")
+    for ready, failure in fetches.items():
+        command = shlex.join(failure.get("command") or ["make", ready])
+        rows += ["", f"{failure.get('reason')} ({waiting[ready]})", f"  {command}"]
+    if same:
+        rows += [""] if rows else []
+        rows.append(f"{sum(map(len, same.values()))} runs failed:")
     for reason, members in same.items():
         rows += ["", f"{reason} ({len(members)})"]
-        rows += [f"  {shlex.join(run.failure.get('command') or ['make', str(run.log)])}" for run in members]
+        for run in members:
+            rows.append(f"  {shlex.join(run.failure.get('command') or ['make', str(run.log)])}")
     return "\n".join(rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("status", "failures"), default="status")
-    parser.add_argument("--at-once", type=int, metavar="N", help="runs at a time; default: as many as are running now")
-    parser.add_argument(
-        "--plan", type=Path, default=Path("results/reference/tables/plan.csv"), help="work of each network"
-    )
+def plan(runs: list[Run], work: Work, sums: dict[str, list[str]]) -> str:
+    """Work and GPU-hours of groups, as if no run were done."""
+    folders = {run.log.parent for run in runs}
+    folders |= {ROOT / "results/reference/logs" / folder.name for folder in folders}
+    started = [run for run in timed(runs, sorted(folders)) if not run.on_cpu]
+    estimate = Estimate(started, work)
+    parts = {name: [run for run in runs if run.group in sums[name]] for name in sums}
+    line = "{:<21}{:>7}{:>12}{:>12}  {}"
+    rows = [line.format("", "runs", "EFLOP", "GPU-hours", "of these hours")]
+    for name, members in [*by_group(runs).items(), *parts.items()]:
+        if not members:
+            continue
+        pflop = sum(work.pflop.get(run.network, 0.0) for run in members)
+        hours = defaultdict(float)
+        for run in members:
+            seconds, measured = estimate.whole(run.network)
+            kind = "measured" if measured else "scaled"
+            if seconds is None:
+                kind = "assumed" if run.network in work.pflop else "unknown"
+                seconds = STARTING + work.pflop.get(run.network, 0.0) / ASSUMED
+            hours[kind] += seconds / 3600
+        total = sum(hours.values())
+        shares = [f"{100 * part / total:.0f} % {kind}" for kind, part in hours.items()]
+        rows.append(
+            line.format(
+                name, len(members), f"{pflop / 1e3:,.4f}", f"{total:,.1f}", ", ".join(shares)
+            )
+        )
+    device = f"as fast as on {estimate.device}" if estimate.device else "of no run so far"
+    rows += [
+        "",
+        "An estimate. EFLOP: 1e18 operations, counted (results/costs.csv) for every image of every",
+        f"epoch, training three times the forward pass. Measured: {device}. Scaled:",
+        f"from those, by the work. Assumed: {1000 * ASSUMED:.0f} TFLOP a second, what VGG-5 may reach",
+        f"on an H100 with TF32 convolutions, and {STARTING:.0f} s to start. Runs of several at a time",
+        "share a GPU: JOBS_PER_GPU.",
+    ]
+    return "\n".join(rows)
+
+
+def tasks(runs: list[Run], job: str, launch: str) -> str:
+    """Command lines of what can start now. Says on stderr what is left out."""
+    lines, without = [], defaultdict(int)
+    for run in runs:
+        if run.state in ("done", "running"):
+            continue
+        if run.ready and not Path(run.ready).exists():
+            without[run.ready] += 1
+            continue
+        lines.append(f"{job} {run.log} -- {launch} {run.command}")
+    for ready, number in without.items():
+        text = f"left out: {number} runs whose data are not there (make {ready})"
+        print(text, file=sys.stderr)
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line. A mistake ends the process with status 2."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    kinds = ("status", "failures", "plan", "tasks")
+    add("what", nargs="?", choices=kinds, default="status")
+    add("--at-once", type=int, metavar="N", help="runs at a time; default: as many as run now")
+    add("--plan", type=Path, default=Path("results/plan.csv"), help="work of each network")
+    add("--sum", nargs="*", default=[], metavar="NAME=GROUP,GROUP", help="also in the plan")
+    add("--job", default="python3 tools/job.py", help="of tasks: what notes failures")
+    add("--launch", default="python", help="of tasks: what stands before each script")
     options = parser.parse_args(argv)
     if options.at_once is not None and options.at_once < 1:
         parser.error("--at-once must be 1 or more")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, or 2 if the input is no list."""
+    options = parse_arguments(argv)
     try:
         runs = read_list(sys.stdin)
     except ValueError as error:
@@ -286,7 +445,19 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for run in runs:
         look(run)
-    text = status(runs, read_plan(options.plan), options.at_once) if options.what == "status" else failures(runs)
+    work = Work(options.plan)
+    if options.what == "status":
+        text = status(runs, work, options.at_once)
+    elif options.what == "failures":
+        text = failures(runs)
+    elif options.what == "plan":
+        sums = {}
+        for part in options.sum:
+            name, _, groups = part.partition("=")
+            sums[name] = groups.split(",")
+        text = plan(runs, work, sums)
+    else:
+        text = tasks(runs, options.job, options.launch)
     if text:
         print(text)
     return 0
