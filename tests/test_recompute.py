@@ -1,7 +1,7 @@
-"""Table II computed a second time, straight from the reference logs, with nothing of results/report.
+"""The main tables computed again, straight from the shipped logs, with nothing of tools/report.
 
-Means, deviations, paired intervals, Holm's correction and verdicts must be those of the tables' CSV. The rules are
-those that the report prints under "Rules"; scipy's paired t test takes the place of the report's own formulas.
+Means, deviations, paired intervals, Holm's correction and verdicts must be those of the tables'
+CSV. scipy's paired t test takes the place of the report's own formulas.
 """
 
 import csv
@@ -14,8 +14,11 @@ import numpy
 import pytest
 from scipy import stats
 
-MARGINS = {"MNIST": 0.1, "Fashion-MNIST": 0.3}
 REFERENCE = Path(__file__).resolve().parent.parent / "results/reference"
+NETWORKS = {"cnn": "CNN", "vgg5": "VGG-5", "lenet": "CNN (tutorial)"}
+SAME_IMAGES = {
+    "dd8f9a0d0745f4fc": "f1d8a8caaf1d658b"
+}  # labels of EMNIST letters, less 1 and as read
 
 
 def table(name):
@@ -23,44 +26,70 @@ def table(name):
         return list(csv.DictReader(stream))
 
 
-def row_of(start):
-    """(script, network, head, variant) of a run that may stand in a row of the paper, or nothing."""
-    settings, departures = start["settings"], start["departures"]
-    bare = settings["protocol"] == "corrected" and settings.get("fc_dropout") == 0 and "fc_dropout" in departures
-    complete = start["data"]["official"] and not settings.get("limit") and settings["precision"] == "fp32"
-    if departures != ["fc_dropout"] * bare or not complete:
-        return None
-    head = "FC" if settings["head"] == "fc" else f"Spinal {settings['layers']} x {settings['width']}"
-    return start["script"], settings["network"], head, settings["protocol"] + ", no dropout" * bare
+def size_of(settings):
+    """`FC`, or `6 x 8` of a Spinal head."""
+    if settings["head"] == "fc":
+        return "FC"
+    return f"{settings['layers']} x {settings['width']}"
 
 
 @pytest.fixture(scope="module")
-def accuracies():
-    """(script, network, head, variant): {seed: accuracy}."""
-    found = defaultdict(dict)
+def starts_and_ends():
+    found = []
     for path in sorted((REFERENCE / "logs").glob("*/*.jsonl")):
         lines = path.read_text(encoding="utf-8").splitlines()
         start, end = json.loads(lines[0]), json.loads(lines[-1])
-        if "selected_test_accuracy_pct" in end and (key := row_of(start)):
-            found[key][start["seed"]] = end["selected_test_accuracy_pct"]
+        if "selected_test_accuracy_pct" in end:
+            found.append((start, end))
     return found
 
 
-def network_of(row):
-    return {"CNN (tutorial)": "lenet"}.get(row["network"], row["network"].lower().replace("-", ""))
+@pytest.fixture(scope="module")
+def accuracies(starts_and_ends):
+    """By all that tells two experiments of images apart here, and the seed: the accuracy."""
+    found = defaultdict(dict)
+    for start, end in starts_and_ends:
+        settings, data = start["settings"], start["data"]
+        sha256 = SAME_IMAGES.get(data["sha256"], data["sha256"])
+        kind = settings["network"], settings["protocol"], settings["precision"]
+        sizes = data["train"], settings["epochs"], sha256
+        head = size_of(settings), settings.get("fc_dropout")
+        found[(start["script"], *kind, *sizes, *head)][start["seed"]] = end[
+            "selected_test_accuracy_pct"
+        ]
+    return found
 
 
-def test_means_deviations_and_verdicts(accuracies):
+def released(starts_and_ends, script, network, head):
+    """Accuracies of a row of the paper as released, by seed."""
+    return {
+        start["seed"]: end["selected_test_accuracy_pct"]
+        for start, end in starts_and_ends
+        if (start["script"], start["settings"]["network"]) == (script, network)
+        and size_of(start["settings"]) == head
+        and start["settings"]["protocol"] == "published"
+        and start["data"]["official"]
+        and not start["departures"]
+    }
+
+
+def test_means_deviations_and_verdicts(starts_and_ends):
     seen = 0
     for row in table("table2"):
-        runs = accuracies.get((row["script"], network_of(row), row["head"], "published"), {})
-        assert row["runs"] == str(len(runs))
-        if len(runs) < 3:
+        name = {"CNN (tutorial)": "lenet"}.get(
+            row["network"], row["network"].lower().replace("-", "")
+        )
+        head = row["head"].removeprefix("Spinal ")
+        values = numpy.array(list(released(starts_and_ends, row["script"], name, head).values()))
+        count = len(values)
+        assert row["runs"] == str(count)
+        if count < 3:
             continue
-        values = numpy.array(list(runs.values()))
-        count, mean, std = len(values), values.mean(), values.std(ddof=1)
-        assert (row["mean"], row["std"], row["best"]) == (f"{mean:.3f}", f"{std:.3f}", f"{values.max():.2f}")
-        tolerance = stats.t.ppf(0.9875, count - 1) * std * math.sqrt(1 / count + 1 / 10) + 0.005
+        mean, std = values.mean(), values.std(ddof=1)
+        printed = (row["mean"], row["std"], row["best"])
+        assert printed == (f"{mean:.3f}", f"{std:.3f}", f"{values.max():.2f}")
+        spread = math.sqrt(1 / count + 1 / 10)
+        tolerance = stats.t.ppf(0.9875, count - 1) * std * spread + 0.005
         assert row["tolerance"] == f"{tolerance:.3f}"
         seen += 1
         if not row["paper_mean"]:
@@ -70,81 +99,89 @@ def test_means_deviations_and_verdicts(accuracies):
         chance = math.comb(count, above) / math.comb(count + 10, above)
         assert row["above_best"] == f"{above} of {count}"
         apart = abs(mean - float(row["paper_mean"])) > tolerance or chance <= 0.025
-        assert row["verdict"].startswith("told apart" if apart else "not told apart")
-    assert seen >= 6
+        assert row["verdict"].startswith("yes: " if apart else "no, ")
+    assert seen >= 8
 
 
-def test_corrected_columns(accuracies):
-    for row in table("table2"):
-        for prefix, variant in (("corrected", "corrected"), ("nodropout", "corrected, no dropout")):
-            values = list(accuracies.get((row["script"], network_of(row), row["head"], variant), {}).values())
-            assert row[f"{prefix}_runs"] == str(len(values))
-            assert row[f"{prefix}_mean"] == (f"{numpy.mean(values):.3f}" if values else "")
+def dropouts(row, settings_of_cnn):
+    """(Spinal, FC) dropout of a comparison of the small CNN, from its words."""
+    words = row["treatment"]
+    if "no dropout" in words:
+        return 0.0, 0.0
+    if ", dropout " in words:
+        return (float(words.split(", dropout ")[1].split()[0]),) * 2
+    return settings_of_cnn
 
 
-def check_differences(rows, pairs_of, margin_of):
-    """Every row's interval, equivalence and decisions, Holm's over the rows with three pairs or more."""
-    judged, p_values = [], []
+def pairs_of(row, accuracies):
+    """The two heads' accuracies of a line of comparisons.csv, in the order of seeds."""
+    network = {name: key for key, name in NETWORKS.items()}[row["network"]]
+    protocol = "corrected" if row["treatment"].startswith("corrected") else "published"
+    heads = dropouts(row, {"cnn": (0.0, 0.5), "vgg5": (0.5, 0.5), "lenet": (0.0, 0.0)}[network])
+    found = []
+    for size, dropout in zip((row["head"], "FC"), heads, strict=True):
+        start = (row["script"], network, protocol, row["precision"], int(row["train"]))
+        matches = [
+            members
+            for key, members in accuracies.items()
+            if key[:6] == (*start, int(row["epochs"])) and key[7:] == (size, dropout)
+        ]
+        assert len(matches) == 1, row
+        found.append(matches[0])
+    seeds = sorted(found[0].keys() & found[1].keys())
+    return [[side[seed] for seed in seeds] for side in found]
+
+
+def test_differences_of_the_heads(accuracies):
+    names = NETWORKS.values()
+    rows = [row for row in table("comparisons") if row["network"] in names and row["pairs"] != "1"]
+    judged = 0
     for row in rows:
-        ours, theirs = pairs_of(row)
+        ours, theirs = pairs_of(row, accuracies)
         assert row["pairs"] == str(len(ours))
+        assert float(row["fc_mean"]) == pytest.approx(numpy.mean(theirs), abs=6e-4)
         if len(ours) < 3:
-            assert row["decision"] == ("not judged" if ours else "not run yet")
+            assert row["p"] == ""
             continue
         test = stats.ttest_rel(ours, theirs)
         wide, narrow = test.confidence_interval(0.95), test.confidence_interval(0.9)
-        got = [float(row[key]) for key in ("difference", "low", "high")]
-        assert got == pytest.approx([numpy.mean(ours) - numpy.mean(theirs), *wide], abs=6e-4)
-        margin = margin_of(row)
-        assert row["equivalent"].startswith("yes") == (-margin < narrow.low and narrow.high < margin)
-        judged.append(row)
-        p_values.append(test.pvalue)
+        got = [float(row[key]) for key in ("difference", "low", "high", "low90", "high90")]
+        gain = numpy.mean(ours) - numpy.mean(theirs)
+        assert got == pytest.approx([gain, *wide, *narrow], abs=6e-4)
+        assert row["p"] == ("< 0.0001" if test.pvalue < 1e-4 else f"{test.pvalue:.4f}")
+        assert float(row["correlation"]) == pytest.approx(
+            numpy.corrcoef(ours, theirs)[0, 1], abs=6e-3
+        )
+        judged += 1
+    assert judged >= 45
+
+
+def test_the_identity_and_holms_decisions(accuracies):
+    """As released = what FC gains without its dropout + what is left; Holm over what is left."""
+    comparisons = {
+        (row["script"], row["head"], row["treatment"]): row
+        for row in table("comparisons")
+        if (row["network"], row["precision"], row["epochs"]) == ("CNN", "fp32", "8")
+    }
+    rows, p_values = table("identity"), []
+    for row in rows:
+        key = row["script"], row["head"]
+        spinal, fc = pairs_of(comparisons[(*key, "as released")], accuracies)
+        same, bare = pairs_of(comparisons[(*key, "as released, no dropout")], accuracies)
+        assert spinal == same
+        parts = [
+            numpy.subtract(*pair).mean() for pair in ((spinal, fc), (bare, fc), (spinal, bare))
+        ]
+        names = ("released_difference", "gain_difference", "left_difference")
+        assert [float(row[name]) for name in names] == pytest.approx(parts, abs=6e-4)
+        assert parts[0] == pytest.approx(parts[1] + parts[2])
+        p_values.append(stats.ttest_rel(spinal, bare).pvalue)
     order = numpy.argsort(p_values)
     steps = numpy.array(p_values)[order] * numpy.arange(len(p_values), 0, -1)
     adjusted = numpy.empty(len(p_values))
     adjusted[order] = numpy.minimum(numpy.maximum.accumulate(steps), 1)
-    for row, p, alone in zip(judged, adjusted, p_values):
-        better = "Spinal better" if float(row["difference"]) > 0 else "FC better"
+    for row, p in zip(rows, adjusted, strict=True):
+        better = "Spinal better" if float(row["left_difference"]) > 0 else "FC better"
         assert row["decision"] == (better if p < 0.05 else "undecided")
-        assert row["alone"] == (better if alone < 0.05 else "undecided")
         assert row["p_holm"] == ("< 0.0001" if p < 1e-4 else f"{p:.4f}")
-    return len(judged)
-
-
-def paired(spinal, fc):
-    seeds = sorted(spinal.keys() & fc.keys())
-    return [spinal[seed] for seed in seeds], [fc[seed] for seed in seeds]
-
-
-def test_differences_of_the_heads(accuracies):
-    rows = table("table2_pairs")
-    expected = {key for key in accuracies if key[2] != "FC" and accuracies.get((*key[:2], "FC", key[3]))}
-    rows_of_paper = {(row["script"], network_of(row), row["head"]) for row in table("table2")}
-    assert {key for key in expected if key[:3] in rows_of_paper} == {
-        (row["script"], network_of(row), row["head"], row["variant"]) for row in rows}
-
-    def pairs_of(row):
-        key = row["script"], network_of(row)
-        spinal, fc = (accuracies[(*key, head, row["variant"])] for head in (row["head"], "FC"))
-        assert float(row["correlation"]) == pytest.approx(numpy.corrcoef(*paired(spinal, fc))[0, 1], abs=6e-3)
-        return paired(spinal, fc)
-
-    assert check_differences(rows, pairs_of, lambda row: MARGINS.get(row["dataset"], 0)) >= 12
-
-
-def test_differences_at_equal_dropout():
-    found = defaultdict(dict)  # (data set, head, dropout): {seed: accuracy}
-    for path in sorted((REFERENCE / "logs").glob("*mnist/cnn-*-published-*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        start, end = json.loads(lines[0]), json.loads(lines[-1])
-        settings = start["settings"]
-        complete = start["data"]["official"] and settings["precision"] == "fp32" and settings["dataset"] in MARGINS
-        if complete and not set(start["departures"]) - {"fc_dropout"}:
-            size = f"{settings['layers']} x {settings['width']}" if settings["head"] == "spinal" else "FC"
-            found[settings["dataset"], size, settings["fc_dropout"]][start["seed"]] = end["selected_test_accuracy_pct"]
-
-    def pairs_of(row):
-        return paired(*(found[row["dataset"], head, float(row["dropout"])] for head in (row["head"], "FC")))
-
-    rows = table("dropout")
-    assert len(rows) == check_differences(rows, pairs_of, lambda row: MARGINS[row["dataset"]]) == 12
+    assert len(rows) == 10

@@ -1,11 +1,13 @@
-"""Make results/paper.csv, the paper's numbers in the form that results/aggregate.py reads.
+"""Make results/paper.csv, the paper's numbers in the form that tools/report reads.
 
     python tools/make_paper_csv.py PATH/TO/results.csv [--output results/paper.csv]
 
-The input is the collection of every number found for the paper (arXiv 2007.03347), one number a row, with its source.
-Kept are the paper's own Tables I, II and III (`confidence` is paper), among them the rows that arXiv v2 prints and v3
-dropped. Labels become the keys of our scripts and logs; numbers are copied as text, so nothing is rounded or retyped.
-The output is committed: this program is needed again only when the collection changes. Standard library only.
+The input is the collection of every number found for the paper (arXiv 2007.03347), one number a
+row, with its source. Kept are the paper's own Tables I, II and III, among them the rows that arXiv
+v2 prints and v3 dropped, whose labels become the keys of our scripts and logs; and after them, for
+the ledger of claims, Table IV, numbers of the text and those that the authors' repository and
+notebooks print, with labels as they are. Numbers are copied as text, so nothing is rounded or
+retyped. The output is committed: this program is needed again only when the collection changes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import re
 import sys
 from pathlib import Path
 
-TABLES = ("I", "II", "II (v2 only)", "III")
+TABLES = ("I", "II", "II (v2 only)", "III")  # rows of ours
+OTHERS = ("IV", "claim", "text", "text (v2 only)", "notebook", "repo only")
 COLUMNS = (
     "table",
     "dataset",
@@ -64,22 +67,24 @@ FUNCTIONS = {
 
 
 def script_of(table: str, dataset: str) -> str:
-    """Name of our script for a data set; Table III has scripts of its own because it starts from ImageNet weights."""
+    """Name of our script for a data set; Table III starts from ImageNet weights, by tl_ scripts."""
     if table == "I":
         return "synthetic_regression"
     return (TRANSFER_SCRIPTS if table == "III" else SCRIPTS)[dataset]
 
 
 def network_of(table: str, model: str) -> str:
-    """`VGG-19_bn` is `vgg19_bn`; both networks of Table I are our `mlp`, told apart by the head. The CNN that only
-    version 2 prints for CIFAR-10 is the one of PyTorch's tutorial (docstring of cifar10.py)."""
+    """`VGG-19_bn` is `vgg19_bn`; both networks of Table I are our `mlp`, told apart by the head.
+
+    The CNN that only version 2 prints for CIFAR-10 is that of PyTorch's tutorial, our `lenet`.
+    """
     if (table, model) == ("II (v2 only)", "CNN"):
         return "lenet"
     return "mlp" if table == "I" else model.lower().replace("-", "")
 
 
 def head_of(label: str) -> tuple[str, str, str]:
-    """Head, layers and width of a printed label; a width is left empty where the label prints two of them."""
+    """Head, layers and width of a printed label; no width where the label prints two."""
     head = "spinal" if label.startswith("Spinal") else "fc"
     sizes = re.search(r"\((\d+)HL x ([^)]*)\)", label)
     if sizes is None:
@@ -88,22 +93,29 @@ def head_of(label: str) -> tuple[str, str, str]:
 
 
 def source_of(text: str) -> str:
-    """`arXiv v3 LaTeX`, short enough for a file of 358 rows; the long form is in the collection."""
+    """`arXiv v3 LaTeX`, or the file of the authors' repository."""
     version = re.search(r"arXiv v\d LaTeX", text)
     if version is None:
-        raise ValueError(f"no arXiv version in the source {text!r}")
+        return text
     return version[0] + ("; image of Table I" if "Spinal_Regression.png" in text else "")
+
+
+def is_kept(row: dict[str, str]) -> bool:
+    """The paper's own numbers, and those of the authors' repository; no copies, no other papers."""
+    own = row["confidence"] == "paper" and row["table"] in (*TABLES, *OTHERS)
+    return own or (row["confidence"] == "repo" and row["table"] in OTHERS)
 
 
 def convert(row: dict[str, str]) -> dict[str, str]:
     """One row of the collection as one row of paper.csv."""
     table, dataset = row["table"], row["dataset"]
+    ours = table in TABLES
     head, layers, width = head_of(row["head"])
     return {
         "table": table,
         "dataset": dataset,
-        "script": script_of(table, dataset),
-        "network": network_of(table, row["model"]),
+        "script": script_of(table, dataset) if ours else "",
+        "network": network_of(table, row["model"]) if ours else row["model"],
         "head": head,
         "layers": layers,
         "width": width,
@@ -118,18 +130,28 @@ def convert(row: dict[str, str]) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Read the collection, write paper.csv, return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("collection", type=Path, metavar="results.csv", help="the collection of the paper's numbers")
-    parser.add_argument("--output", type=Path, default=Path("results/paper.csv"), help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "collection", type=Path, metavar="results.csv", help="the collection of the paper's numbers"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/paper.csv"), help="default: %(default)s"
+    )
     arguments = parser.parse_args(argv)
     try:
         with arguments.collection.open(encoding="utf-8", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["confidence"] == "paper" and row["table"] in TABLES]
+            rows = [row for row in csv.DictReader(stream) if is_kept(row)]
         converted = [convert(row) for row in rows]
     except (OSError, KeyError, ValueError) as error:
-        print(f"error: {arguments.collection} is not the collection of the paper's numbers: {error!r}", file=sys.stderr)
+        print(
+            f"error: {arguments.collection} is not the collection of paper numbers: {error!r}",
+            file=sys.stderr,
+        )
         return 2
-    converted.sort(key=lambda row: TABLES.index(row["table"]))  # stable: the paper's order inside a table
+    order = (*TABLES, *OTHERS)
+    converted = [row for table in order for row in converted if row["table"] == table]
     with arguments.output.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()

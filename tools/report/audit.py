@@ -28,6 +28,9 @@ DIFFERENCES: Columns = {
     "favours": "Favours",
     "effect": "Measured effect, and on which runs",
 }
+FOLDED: Columns = {
+    key: text for key, text in DIFFERENCES.items() if key not in ("favours", "effect")
+}
 REDUCTIONS: Columns = {
     "dataset": "Data set",
     "network": "Network",
@@ -221,19 +224,24 @@ def audit_page(
 ) -> str:
     """The whole of results/audit.md."""
     effects = effects_of(paper, ours, identities, costs)
-    rows, harmless = [], []
+    rows, folded, harmless = [], [], []
     for quirk in quirks:
         if quirk["evidence"] not in effects:
             name = repr(quirk["evidence"])
             raise UserError(f"quirks.csv names evidence that the report does not know: {name}")
         what = f"{quirk['quirk']}: {quirk['what']} ({quirk['number']})"
         effect = effects[quirk["evidence"]] or "not measured"
+        row = quirk | {"what_cell": what, "effect": effect}
         if quirk["evidence"] == "nothing":
             harmless.append(quirk["number"])
+        elif quirk["favours"] == "neither" and effect == "not measured":
+            folded.append(row)
         else:
-            rows.append(quirk | {"what_cell": what, "effect": effect})
+            rows.append(row)
     values = {
         "differences": markdown(DIFFERENCES, rows),
+        "folded": markdown(FOLDED, folded),
+        "count": str(len(folded)),
         "harmless": "; ".join(harmless),
         "reductions": markdown(REDUCTIONS, reduction_rows(paper)),
         "parameters": markdown(PARAMETERS, parameter_rows(paper, costs)),

@@ -7,13 +7,16 @@ the logs and costs.csv say, or is empty where the file itself says why nothing w
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from report.comparisons import Comparison, Identity
 from report.costs import Cost, find
 from report.inference import decisions, mean_of
 from report.names import UserError
+from report.paper import PaperRow
 from report.tables import Columns, Row, difference_text
 
+SPELLINGS = {"Bird225": "225 Bird Species", "Oxford 102 Flower": "Oxford 102 Flowers"}
 KEYS = ("claim", "where", "printed", "evidence", "here", "verdict")
 CLAIMS: Columns = {
     "claim": "Claim",
@@ -117,24 +120,35 @@ def tutorial(comparisons: Sequence[Comparison]) -> tuple:
     return f"Spinal − FC, {'; '.join(texts)}", "does not hold" if middle < 0 else "holds"
 
 
-def claim_rows(
-    lines: list[Row],
-    costs: list[Cost],
-    comparisons: Sequence[Comparison],
-    identities: Sequence[Identity],
-    regression: Sequence[Row],
-) -> list[Row]:
-    """Every claim with its evidence. Raises UserError for evidence that does not exist."""
+def art(printed: tuple[list[PaperRow], list[Row]], table: str) -> tuple:
+    """The paper's best numbers of a table against the state of the art that its Table IV prints."""
+    paper, numbers = printed
+    known = {line["dataset"]: float(line["value"]) for line in numbers if line["table"] == "IV"}
+    best: dict[str, float] = {}
+    for row in paper:
+        value = row.metric("accuracy_best_pct", "accuracy_pct")
+        if row.table == table and row.head == "spinal" and value:
+            best[row.dataset] = max(best.get(row.dataset, 0.0), float(value))
+    pairs = {name: (value, known[SPELLINGS.get(name, name)]) for name, value in best.items()}
+    above = [name for name, (value, other) in pairs.items() if value > other]
+    ties = [name for name, (value, other) in pairs.items() if value == other]
+    text = f"its Spinal bests are above Table IV on {', '.join(above) or 'no set'}"
+    return text + (f", equal on {', '.join(ties)}" if ties else ""), "not tested"
+
+
+def claim_rows(evidence: Any, regression: Sequence[Row]) -> list[Row]:
+    """Every claim with its evidence (evidence.Evidence). Raises UserError for unknown evidence."""
     sources = {
-        "saved": (saved, costs),
-        "fewer": (fewer, costs),
-        "lead": (lead, identities),
-        "vgg5": (vgg5, comparisons),
+        "saved": (saved, evidence.costs),
+        "fewer": (fewer, evidence.costs),
+        "lead": (lead, evidence.identities),
+        "vgg5": (vgg5, evidence.comparisons),
         "table1": (table1, regression),
-        "tutorial": (tutorial, comparisons),
+        "tutorial": (tutorial, evidence.comparisons),
+        "art": (art, (evidence.paper, evidence.printed)),
     }
     rows = []
-    for line in lines:
+    for line in evidence.claims:
         row = {key: line[key] for key in CLAIMS}
         if line["evidence"]:
             name, *options = line["evidence"].split()

@@ -9,7 +9,7 @@ from report.comparisons import Comparison, Identity, comparisons_of, identities_
 from report.costs import Cost, read_costs
 from report.logs import Finding, read_logs
 from report.names import RESULTS
-from report.paper import Constants, PaperRow, read_constants, read_paper
+from report.paper import Constants, PaperRow, read_constants, read_lines, read_paper
 from report.rows import Rows, sort_into_rows
 from report.tables import Row
 from report.texts import read_texts
@@ -25,6 +25,7 @@ class Evidence:
     costs: list[Cost]
     constants: Constants
     claims: list[Row]
+    printed: list[Row]  # the lines of paper.csv
     texts: list[Row]
 
     @functools.cached_property
@@ -48,5 +49,6 @@ def read_evidence(folder: Path, constants: Path = RESULTS) -> Evidence:
         read_costs(constants / "costs.csv"),
         read_constants(constants / "regression_constants.csv"),
         read_claims(constants / "claims.csv"),
+        read_lines(constants / "paper.csv"),
         read_texts(),
     )

@@ -11,7 +11,7 @@ from report.evidence import Evidence
 from report.formats import TEMPLATES, comma_separated, fill, latex, markdown, markdown_text
 from report.inference import decisions, mean_of
 from report.names import script_path
-from report.rows import BROADCAST, CORRECTED, RELEASED
+from report.rows import BROADCAST, CORRECTED, RELEASED, departures_of, heads_differ
 from report.tables import Columns, Row, difference_text, number
 
 NOT_YET = "not run yet"
@@ -44,7 +44,6 @@ def table_rows(evidence: Evidence, reference: Evidence | None = None) -> dict[st
     pairs = [tables.pair_row(each) for each in evidence.comparisons]
     first = tables.regression_rows(paper, ours, evidence.constants)
     identities, logs = evidence.identities, theirs.logs if theirs else []
-    claims = claim_rows(evidence.claims, evidence.costs, evidence.comparisons, identities, first)
     second = ("II", "II (v2 only)")
     return {
         "identity": tables.identity_rows(identities),
@@ -55,7 +54,7 @@ def table_rows(evidence: Evidence, reference: Evidence | None = None) -> dict[st
         "table2": tables.accuracy_rows(paper, ours, *second, reference=theirs),
         "table3": tables.accuracy_rows(paper, ours, "III", reference=theirs),
         "precision": tables.precision_rows(ours.logs),
-        "claims": claims,
+        "claims": claim_rows(evidence, first),
         "other_runs": tables.other_rows(ours.others, logs),
     }
 
@@ -191,6 +190,18 @@ def answer_values(evidence: Evidence, made: dict[str, list[Row]]) -> dict[str, s
         )
         or NOT_YET,
     }
+
+
+def heldout_preference(evidence: Evidence) -> str:
+    """In how many pairs of corrected runs held-out images prefer no dropout to 0.5 in the head."""
+    runs: dict[tuple, dict[float, float]] = {}
+    for log in evidence.rows.logs:
+        if log.settings["protocol"] == "corrected" and heads_differ(log) and not departures_of(log):
+            key = (log.script, log.head, log.seed, log.data_key)
+            best = log.end["best_heldout_accuracy_pct"]
+            runs.setdefault(key, {})[log.settings["fc_dropout"]] = best
+    both = [levels for levels in runs.values() if {0.0, 0.5} <= levels.keys()]
+    return share(levels[0.0] > levels[0.5] for levels in both) if both else ""
 
 
 def verdict_of(identity: Identity, decision: str) -> str:
@@ -348,6 +359,7 @@ def reference_texts(evidence: Evidence) -> dict[str, str]:
     values = {name: markdown(columns, made[name]) for name, columns in FORMS.items()}
     values |= {
         "answer": answer,
+        "heldout": heldout_preference(evidence),
         "rules": (TEMPLATES / "rules.md").read_text(encoding="utf-8"),
         "correlations": ends_of([each for each in correlations if each is not None], 2),
         "comparisons": markdown(tables.PAIRS, small_cnn_others(made["comparisons"])),
