@@ -117,7 +117,8 @@ def digits_text(found: dict, paper: dict) -> list[str]:
     ours = [statistics.mean(values.values()) for values in (fc, spinal)]
     theirs = [paper[DIGITS, head] for head in NAMES]
     return [
-        f"1. Small CNN, scikit-learn's 1,797 handwritten digits, {len(fc)} seeds. No row of the paper.",
+        "1. Small CNN on scikit-learn's 1,797 handwritten digits, "
+        f"{len(fc)} seeds. Not a row of the paper.",
         f"   FC {ours[0]:.2f} %, Spinal {ours[1]:.2f} %: Spinal minus FC "
         f"{statistics.mean(gains):+.2f} points, {min(gains):+.2f} to {max(gains):+.2f} by seed.",
         f"   The paper, the same network on MNIST: FC {theirs[0]:.2f} %, Spinal {theirs[1]:.2f} %, "
