@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report.comparisons import Identity, dataset_of
+from report.comparisons import Identity, dataset_of, shared_settings
 from report.costs import PARAMETERS, Cost, find, of_row, parameter_rows
 from report.formats import fill, markdown
-from report.inference import error_reduction, mean_of, std_of
+from report.inference import error_reduction, mean_of, paired_difference, std_of
 from report.logs import Log
 from report.names import FUNCTIONS, NOISE_VARIANCE, UserError, network_name, script_order
 from report.paper import PaperRow, default_of
@@ -172,6 +172,22 @@ def selection_effect(logs: Iterable[Log], networks: str, scripts: str) -> str:
     return f"best test epoch minus last epoch: {'; '.join(parts)}" if parts else ""
 
 
+def densenet_effect(logs: Iterable[Log]) -> str:
+    """What DenseNet's FC head gains in training mode (Q22), on which runs."""
+    groups: dict[tuple, dict[bool, list[Log]]] = defaultdict(lambda: defaultdict(list))
+    for log in logs:
+        if log.settings["network"] == "densenet" and log.settings["head"] == "fc":
+            groups[shared_settings(log)]["train_mode_epochs" in log.departures].append(log)
+    parts = []
+    for members in groups.values():
+        gain = paired_difference(members[True], members[False])
+        if gain.judged:
+            first = members[True][0]
+            runs = f"{dataset_of(first)}, {first.settings['epochs']} epochs"
+            parts.append(f"FC in training mode gains {difference_text(gain, 2)} points ({runs})")
+    return "; ".join(parts)
+
+
 def reduction_rows(paper: list[PaperRow], tolerance: float = 0.15) -> list[Row]:
     """Rows whose printed error reduction does not follow from the printed accuracies."""
     rows = []
@@ -207,7 +223,7 @@ def effects_of(
         "seeds": seeds_effect(ours, paper),
         "cost": cost_effect(costs),
         "vgg": vgg_effect(paper, costs),
-        "densenet": "",
+        "densenet": densenet_effect(ours.logs),
         "selection-mnist": selection_effect(ours.logs, "vgg5 arch2", from_scratch),
         "selection-cifar": selection_effect(ours.logs, cifar, ("cifar",)),
         "none": "",

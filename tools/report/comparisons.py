@@ -95,6 +95,8 @@ def treatment_of(spinal: Log, fc: Log) -> str:
     p, q = (log.settings.get("fc_dropout") for log in (spinal, fc))
     chosen = "fc_dropout" in spinal.departures or "fc_dropout" in fc.departures
     words = WORDS[spinal.settings["protocol"]]
+    if "train_mode_epochs" in fc.departures:
+        words += ", FC in training mode"
     if p != q:
         return "" if chosen else words
     return words + dropout_words(p) if chosen or heads_differ(spinal) else words

@@ -385,8 +385,11 @@ def user_texts(evidence: Evidence, reference: Evidence) -> dict[str, str]:
     accuracy = {key: text for key, text in tables.ACCURACY.items() if key != "above_best"}
     accuracy |= {"ours_cell": "Yours: mean ± std (runs)", "best": "Yours: best"}
     accuracy |= {"corrected_cell": "Yours, corrected", "reference_cell": "Reference (runs)"}
+    others = {key: text for key, text in tables.OTHER.items() if key != "sha256"}
+    others |= {"reference_cell": "Reference (runs)"}
     values = {name: markdown(columns, made[name]) for name, columns in FORMS.items()}
     values |= {
+        "other_runs": markdown(others, made["other_runs"]),
         "second": markdown(accuracy, ran(made["table2"] + made["table3"])),
         "table1": markdown(tables.REGRESSION, ran(made["table1"])),
         **seen(evidence),

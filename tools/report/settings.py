@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 HEAD_KEYS = ("head", "layers", "width", "fc_dropout", "flavour", "head_ignored")  # of one head
+HEAD_KEYS += ("rate_rule", "train_mode_epochs")  # released CIFAR scripts differ in these, too
 VERIFIED = {  # content hashes of official sets that logs before schema 3 could not call verified
     "06b0d1f124c4e5fa",  # MNIST
     "ca3ab2a37f845e1b",  # Fashion-MNIST
@@ -18,7 +19,14 @@ SAME_IMAGES = {  # schema 2 hashed the labels of corrected runs less 1, schema 3
     "dd8f9a0d0745f4fc": "f1d8a8caaf1d658b",  # our part of EMNIST letters
 }
 SCHEMA_1 = {"classes": 10, "first_label": 0, "heldout": 0}  # what its logs leave out
-RATE_RULES = {"1*lr*U^3 if not improved after epoch 0": "lr U^3 if not improved"}  # of schema 1
+RATE_RULES = {  # words of schemas 1 and 2
+    ("fc", "1*lr*U^3 if not improved after epoch 0"): "lr U^3 if not improved",
+    ("spinal", "1*lr*U^3 if not improved after epoch 0"): "lr U^3 if not improved",
+    ("fc", "fc: a third after 2 and from 22 on; spinal: constant"): (
+        "a third after epoch 2 and from 22 on"
+    ),
+    ("spinal", "fc: a third after 2 and from 22 on; spinal: constant"): "constant",
+}
 
 
 def canonical(value: Any) -> str:
@@ -31,15 +39,18 @@ def common_settings(start: dict[str, Any]) -> dict[str, Any]:
     settings = dict(start["settings"])
     if start["schema"] == 1:
         settings = SCHEMA_1 | settings
-        settings["rate_rule"] = RATE_RULES.get(str(settings["rate_rule"]), settings["rate_rule"])
         for key in ("mean", "std"):
             if isinstance(settings.get(key), float):
                 settings[key] = [settings[key]]
+    rule = settings["rate_rule"]
+    settings["rate_rule"] = RATE_RULES.get((settings["head"], str(rule)), rule)
     if settings["optimizer"] == "SGD momentum 0.9":  # transfer scripts of schema 2
         settings |= {"optimizer": "SGD", "momentum": 0.9}
     if settings["optimizer"] != "SGD":
         settings.pop("momentum", None)  # no other optimiser has one
-    return settings
+    if settings.get("batch_norm_images") == settings["batch_size"]:
+        settings.pop("batch_norm_images")  # a whole batch
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def data_key(sha256: str) -> str:
