@@ -2,344 +2,671 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "numpy>=1.26", "tqdm>=4.66"]
 # ///
-"""Synthetic regression: default fully connected (FC) network against SpinalNet. Table I of arXiv 2007.03347.
+"""Synthetic regression: a fully connected (FC) network against a SpinalNet. Table I of 2007.03347.
 
-| target, eight inputs       | --function | paper x 1e-3: FC @100 | FC @200 | Spinal @100 | Spinal @200 |
-|----------------------------|------------|----------------------:|--------:|------------:|------------:|
-| x1 + ... + x8 + noise      | sum        |                 1.178 |   0.887 |       1.007 |       0.855 |
-| sin(x1 + ... + x8) + noise | sinsum     |                 1.918 |   1.086 |       1.912 |       1.219 |
-| x1 x2 ... x8 + noise       | product    |                 3.875 |   3.875 |       3.966 |       2.217 |
-| sin(x1 x2 ... x8) + noise  | sinproduct |                 3.403 |   1.554 |       0.910 |       0.910 |
+    python synthetic_regression.py                                 all eight cells of the table
+    python synthetic_regression.py --function sum --head spinal    one of them
 
-`python synthetic_regression.py` trains all eight cells once, in a minute on a CPU core; --runs 10 with ten seeds; one
-cell: --function sum --head spinal. An interrupted run goes on when its command is repeated.
+| target of eight inputs     | --function | FC, epoch 100, 200 | Spinal, epoch 100, 200 |
+|----------------------------|------------|--------------------|------------------------|
+| x1 + ... + x8 + noise      | sum        |       1.178, 0.887 |           1.007, 0.855 |
+| sin(x1 + ... + x8) + noise | sinsum     |       1.918, 1.086 |           1.912, 1.219 |
+| x1 x2 ... x8 + noise       | product    |       3.875, 3.875 |           3.966, 2.217 |
+| sin(x1 x2 ... x8) + noise  | sinproduct |       3.403, 1.554 |           0.910, 0.910 |
 
-The paper's number at epoch E is the smallest loss so far of an epoch's last mini-batch, 40 training samples before
-their own update: no test error (Q4). The noise has variance 0.04/12 = 3.333e-3, and on fresh samples no model has a
-smaller MSE: what is below it is a lucky batch, or noise learnt by heart. So a run also measures, without any effect,
-train_mse (all 1,000 training samples) and clean_mse (10,000 fresh samples against function + 0.1, the mean of the
-noise; its floor is 0), and at its end constant_clean_mse, that of the mean of the training targets.
+These are the paper's mean squared errors (MSE) x 1e-3. All cells take a minute on one CPU core. Add
+--runs 10 for ten seeds. Both heads of a seed train on the same samples in the same order. Each run
+writes one log, results/logs/synthetic_regression/NAME.jsonl, and prints its errors beside the
+paper's. If you interrupt a run, the same command continues it.
 
---protocol published (default) does what the released script did; corrected mends this (Q: quirks, in results/audit.md):
-  shared layers (Q3)   six hidden layers of their own; published: layers 3 and 4 are called again as 5 and 6, and the
-                       declared 5 and 6, 5,500 of 14,301 parameters, are never trained (if --layers is 6)
-  lucky batches (Q4)   reported: train_mse and clean_mse after the last epoch; published: the minimum of the losses
---noise column (default): each sample has its own noise, as in the paper's numbers (Q2). --noise broadcast: the released
-script as it stands adds a vector to a column (Q1); row i of its target, 1,000 x 1,000, is clean_i + noise_j for all j.
-Its loss is (prediction - clean_i - mean noise)^2 + variance of the noise drawn: training is free of noise, no loss is
-below that variance, and train_mse is this loss over all rows. corrected refuses it.
+The paper's number at epoch E is the smallest loss so far of an epoch's last mini-batch: of 40
+training samples, before the step on them. That is no test error (Q4). The noise has the variance
+0.04 / 12 = 3.333e-3, and no model has a smaller MSE on fresh samples. What is below it is a lucky
+batch, or noise learnt by heart. So each run also measures, without any effect on training:
+  train_mse            of all 1,000 training samples
+  clean_mse            of 10,000 fresh samples, against the function + 0.1, the mean of the noise:
+                       a perfect model has 0
+  constant_clean_mse   the same of a constant, the mean of the training targets
+
+--protocol published (the default) trains as the authors' script does. --protocol corrected mends
+faults that results/audit.md explains:
+  Q3   six hidden layers of their own; published: layers 3 and 4 are called again in the place of
+       layers 5 and 6, whose 5,500 of 14,301 parameters are never trained (if --layers is 6)
+  Q4   train_mse and clean_mse after the last epoch are reported, not the smallest loss
+--noise column (the default) gives each sample its own noise. The paper's numbers were made so (Q2).
+--noise broadcast is the authors' script as it was released: it adds a row of noise to a column of
+targets, which makes a matrix of 1,000 x 1,000 (Q1). Its loss is (output - clean target - mean of
+the noise)^2 + variance of the noise. So training is free of noise, and no loss is below that
+variance. --protocol corrected refuses it.
 """
-# >>> shared: regression_imports (origin Regression/synthetic_regression.py; edit there, then: make sync)
-from __future__ import annotations
 
+# >>> shared: mlp_imports (origin Regression/synthetic_regression.py; edit there, then: make sync)
 import argparse
 import hashlib
 import json
 import math
 import os
+import platform
+import re
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     import torch
     from torch import Tensor, nn
     from torch.nn import functional as F
     from tqdm import tqdm
-except ImportError as missing:
-    sys.exit(f"error: {missing.name} is missing: pip install torch numpy tqdm, or use uv run")
-# <<< shared: regression_imports
-# ---- Facts of this experiment: Table I (spec regression.md) ---------------------------------------------------------
-SCRIPT, DATASET, INPUTS, SAMPLES, FRESH = "synthetic_regression", "synthetic", 8, 1_000, 10_000
-RECIPE = dict(epochs=200, batch_size=64, learning_rate=0.01, optimizer="Adam", rate_rule="constant", precision="fp32")
-FC, SPINAL = (200, 100), (6, 50)  # widths of the two hidden layers; hidden layers and their width
-NOISE, NOISE_MEAN, NOISE_VARIANCE = 0.2, 0.1, 0.04 / 12  # noise: 0.2 * uniform[0, 1) (Q10: its mean is learnt)
-FUNCTIONS = {"sum": lambda x: x.sum(1, keepdim=True), "sinsum": lambda x: x.sum(1, keepdim=True).sin(),
-             "product": lambda x: x.prod(1, keepdim=True), "sinproduct": lambda x: x.prod(1, keepdim=True).sin()}
+except (ImportError, OSError) as error:  # the second: a library of the system is missing
+    print(f"error: {error}: pip install torch numpy tqdm, or uv run", file=sys.stderr)
+    sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
+# <<< shared: mlp_imports
+# ---- Facts of this experiment -------------------------------------------------------------------
+SCRIPT = "synthetic_regression"
+HEADS = ["fc", "spinal"]
+FUNCTIONS = ["sum", "sinsum", "product", "sinproduct"]
+INPUTS = 8
+FC_WIDTHS = (200, 100)  # of the two hidden layers of the FC network
+SLOPE = 0.01  # of the leaky ReLU, for negative numbers
+FRESH = 10_000  # samples that no network is trained on
+NOISE = 0.2  # times a random number from 0 to 1
+NOISE_MEAN = 0.1
+NOISE_VARIANCE = 0.04 / 12
+PAPER = {  # MSE x 1e-3: the smallest by epoch 100, and by epoch 200
+    "sum-fc": (1.178, 0.887),
+    "sum-spinal6x50": (1.007, 0.855),
+    "sinsum-fc": (1.918, 1.086),
+    "sinsum-spinal6x50": (1.912, 1.219),
+    "product-fc": (3.875, 3.875),
+    "product-spinal6x50": (3.966, 2.217),
+    "sinproduct-fc": (3.403, 1.554),
+    "sinproduct-spinal6x50": (0.910, 0.910),
+}
 
-# >>> shared: regression_seed (origin Regression/synthetic_regression.py; edit there, then: make sync)
-def seed_of(*purpose: object) -> int:
-    """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
-    return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
-# <<< shared: regression_seed
 
-# ---- Data -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the numbers of a run. The log repeats it as its `settings`."""
+
+    dataset: str = "synthetic"
+    function: str = "sum"
+    noise: str = "column"  # or "broadcast"
+    samples: int = 1_000  # for training
+    network: str = "mlp"
+    head: str = "fc"
+    layers: int = 2  # hidden layers
+    width: int = FC_WIDTHS[0]  # neurons in each of them; of the FC network: in the first one
+    protocol: str = "published"
+    epochs: int = 200
+    batch_size: int = 64
+    optimizer: str = "Adam"
+    learning_rate: float = 0.01
+    rate_rule: str = "constant"
+    selection: str = "minimum"  # what to report: the smallest loss, or the "last" epoch's errors
+    precision: str = "fp32"
+
+
+FC = Recipe()
+SPINAL = replace(FC, head="spinal", layers=6, width=50)
+# Settings that the command line can change, and their marks in the names of logs.
+MARKS = {"noise": "", "epochs": "e", "batch_size": "b", "learning_rate": "lr"}
+
+
+def corrected(recipe: Recipe) -> Recipe:
+    """The recipe without the faults that the docstring of this script lists."""
+    return replace(recipe, protocol="corrected", selection="last")
+
+
+def recipe_of(head: str, protocol: str, **changes) -> Recipe:
+    """The recipe of the paper's column under this protocol, with changes that are not None."""
+    recipe = FC if head == "fc" else SPINAL
+    if protocol == "corrected":
+        recipe = corrected(recipe)
+    return replace(recipe, **{key: x for key, x in changes.items() if x is not None})
+
+
+# >>> shared: mlp_common (origin Regression/synthetic_regression.py; edit there, then: make sync)
+def seed_of(*purpose) -> int:
+    """A seed made of its purpose, such as (0, "order", 5), so that no random state is saved."""
+    digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def multiplications(network: nn.Module) -> int:
+    """How many one sample takes in the linear layers."""
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    return sum(module.weight.numel() for module in linear)
+
+
+# <<< shared: mlp_common
+class Data(NamedTuple):
+    """The samples of a seed, and facts for the log."""
+
+    inputs: Tensor  # (1000, 8)
+    targets: Tensor  # (1000, 1), or (1000, 1000) with broadcast noise
+    reference: Tensor  # (1000, 1): the MSE is the distance from it, squared, plus the floor
+    floor: float
+    fresh_inputs: Tensor  # (10000, 8)
+    fresh_targets: Tensor  # (10000, 1)
+    facts: dict
+
+
 def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Inputs (count, 8), standard normal, drawn column after column; then noise (count,), 0.2 * uniform[0, 1)."""
+    """Inputs (count, 8), standard normal, drawn column after column; then their noise (count,)."""
     columns = [torch.randn(count, generator=generator) for _ in range(INPUTS)]
     return torch.stack(columns, 1), NOISE * torch.rand(count, generator=generator)
 
 
-def make_data(function: str, noise_mode: str, seed: int, device: torch.device) -> argparse.Namespace:
-    """The data of a seed, drawn on the CPU, so that every device gets the same ones; on the device.
+def clean_targets(function: str, inputs: Tensor) -> Tensor:
+    """The function, without noise: (N, 8) -> (N, 1)"""
+    if function in ("sum", "sinsum"):
+        targets = inputs.sum(1, keepdim=True)
+    else:
+        targets = inputs.prod(1, keepdim=True)
+    if function in ("sinsum", "sinproduct"):
+        return targets.sin()
+    return targets
 
-    inputs (1000, 8); targets (1000, 1), or (1000, 1000) with broadcast noise; reference (1000, 1) and floor: the loss
-    of a sample is its squared distance from the reference, plus the floor; fresh_inputs, fresh_targets: 10,000 of them.
-    """
-    inputs, noise = draw(SAMPLES, torch.Generator().manual_seed(seed))  # seed 0: those of the released script
-    fresh, _ = draw(FRESH, torch.Generator().manual_seed(seed_of(seed, "fresh")))
-    clean, variance = FUNCTIONS[function](inputs), float(noise.double().var(correction=0))
-    targets, reference, floor = clean + noise[:, None], clean + noise[:, None], 0.0
-    if noise_mode == "broadcast":  # Q1: the released script leaves out [:, None]
+
+def load_data(recipe: Recipe, seed: int) -> Data:
+    """Draws the samples of this seed."""
+    # Seed 0 gives the samples of the authors' script.
+    inputs, noise = draw(recipe.samples, torch.Generator().manual_seed(seed))
+    fresh_inputs, _ = draw(FRESH, torch.Generator().manual_seed(seed_of(seed, "fresh")))
+    clean = clean_targets(recipe.function, inputs)
+    variance = float(noise.double().var(correction=0))
+    if recipe.noise == "broadcast":
         targets, reference, floor = clean + noise, clean + noise.mean(), variance
-    digest = hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in (inputs, clean, noise)))
-    tensors = dict(inputs=inputs, targets=targets, reference=reference, fresh_inputs=fresh,
-                   fresh_targets=FUNCTIONS[function](fresh) + NOISE_MEAN)
-    facts = {"train": SAMPLES, "heldout": 0, "test": FRESH, "sha256": digest.hexdigest()[:16], "official": True,
-             "noise_variance_drawn": float(f"{variance:.6g}")}
-    return argparse.Namespace(**{key: x.to(device) for key, x in tensors.items()}, floor=floor, facts=facts)
+    else:
+        targets = reference = clean + noise[:, None]
+        floor = 0.0
+    fresh_targets = clean_targets(recipe.function, fresh_inputs) + NOISE_MEAN
+    digest = hashlib.sha256()
+    for part in (inputs, clean, noise):
+        digest.update(part.contiguous().numpy())
+    facts = {"sha256": digest.hexdigest()[:16], "official": True, "verified": True}
+    facts |= {"train": len(inputs), "heldout": 0, "test": len(fresh_inputs)}
+    facts["noise_variance_drawn"] = float(f"{variance:.6g}")
+    return Data(inputs, targets, reference, floor, fresh_inputs, fresh_targets, facts)
 
 
-# ---- Networks -------------------------------------------------------------------------------------------------------
 class SpinalLayers(nn.Module):
-    """The hidden layers of a SpinalNet with leaky ReLU (spec regression.md 2): (N, features) -> (N, layers * width).
-    The input is cut into halves A, B. Call k sees one half (A, B, A, B, ...) and, from the second on, the output of
-    call k - 1, in this order. All outputs are joined, the first one's first. `calls` says which layer does call k (Q3).
+    """The hidden layers of a SpinalNet (paper, section III): (N, features) -> (N, calls * width).
+
+    The features are cut into two halves, A and B. The first call sees A. Each later call sees B,
+    A, B, ... in turns, followed by the output of the call before it. All outputs are joined.
+    calls: which of the layers does each call; a layer may do several of them, or none
     """
 
-    def __init__(self, features: int, layers: int, width: int, calls: tuple[int, ...]):
+    def __init__(self, features: int, layers: int, width: int, calls: list[int]):
         super().__init__()
-        self.half, self.calls = features // 2, calls
-        self.hidden = nn.ModuleList(nn.Linear(self.half + (width if k else 0), width) for k in range(layers))
+        self.half = features // 2
+        self.calls = calls
+        self.hidden = nn.ModuleList()
+        for k in range(layers):
+            inputs = self.half if k == 0 else self.half + width
+            self.hidden.append(nn.Linear(inputs, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        halves, outputs = x.split(self.half, 1), []
+        halves = x.split(self.half, 1)
+        outputs = []
         for k, layer in enumerate(self.calls):
-            outputs.append(F.leaky_relu(self.hidden[layer](torch.cat([halves[k % 2], *outputs[-1:]], 1)), 0.01))
+            inputs = torch.cat([halves[k % 2], *outputs[-1:]], 1)
+            outputs.append(F.leaky_relu(self.hidden[layer](inputs), SLOPE))
         return torch.cat(outputs, 1)
 
 
-def build_network(network: str, head: str | None, *, protocol: str = "published", width: int | None = None,
-                  layers: int | None = None) -> nn.Module:
-    """A freshly initialised network on the CPU: (N, 8) -> (N, 1). network: mlp. head: "fc" or "spinal" (None: spinal).
-    width, layers: of the Spinal head, None for the published ones. Raises ValueError for what does not exist.
+def build_network(
+    network: str,
+    head: str | None,
+    *,
+    protocol: str = "published",
+    width: int | None = None,
+    layers: int | None = None,
+) -> nn.Module:
+    """An untrained network on the CPU: (N, 8) -> (N, 1).
+
+    network: "mlp"; head: None for "spinal"; width, layers: of the Spinal head, None for those of
+    the paper's column. Raises ValueError for what does not exist.
     """
     head = head or "spinal"
-    if network != "mlp" or head not in ("fc", "spinal") or (head == "fc" and (width or layers)):
-        raise ValueError(f"there is no network {network!r} with head {head!r}, layers {layers} and width {width}")
+    if network != "mlp" or head not in HEADS or (head == "fc" and (width or layers)):
+        text = f"there is no network {network!r} with head {head!r}"
+        raise ValueError(f"{text}, width {width} and layers {layers}")
     if head == "fc":
-        return nn.Sequential(nn.Linear(INPUTS, FC[0]), nn.LeakyReLU(0.01), nn.Linear(*FC), nn.LeakyReLU(0.01),
-                             nn.Linear(FC[1], 1))
-    layers, width = layers or SPINAL[0], width or SPINAL[1]
-    slip = protocol == "published" and layers == 6  # Q3: layers 5 and 6 are declared, and never called
-    calls = (0, 1, 2, 3, 2, 3) if slip else tuple(range(layers))
-    return nn.Sequential(SpinalLayers(INPUTS, layers, width, calls), nn.Linear(layers * width, 1))
+        first, second = FC_WIDTHS
+        hidden = [nn.Linear(INPUTS, first), nn.LeakyReLU(SLOPE)]
+        hidden += [nn.Linear(first, second), nn.LeakyReLU(SLOPE)]
+        return nn.Sequential(*hidden, nn.Linear(second, 1))
+    recipe = recipe_of(head, protocol, width=width, layers=layers)
+    calls = list(range(recipe.layers))
+    if protocol == "published" and recipe.layers == 6:  # Q3
+        calls = [0, 1, 2, 3, 2, 3]
+    hidden = SpinalLayers(INPUTS, recipe.layers, recipe.width, calls)
+    return nn.Sequential(hidden, nn.Linear(recipe.layers * recipe.width, 1))
 
 
-# ---- Training -------------------------------------------------------------------------------------------------------
-def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, data: argparse.Namespace, order: Tensor,
-                batch_size: int) -> tuple[float, float]:
-    """One pass in this order, the last batch too. Returns the mean loss and that of the last batch (Q4)."""
-    total = torch.zeros((), device=order.device)
-    for index in order.split(batch_size):
-        optimizer.zero_grad(set_to_none=True)
-        targets = data.targets[index]  # (B, 1) or (B, 1000); the released script leaves the expansion to the loss
-        loss = F.mse_loss(network(data.inputs[index]).expand_as(targets), targets)
-        loss.backward()
-        optimizer.step()
-        loss = loss.detach()  # computed before this batch's own step
-        total += loss * len(index)
-    return float(total) / len(order), float(loss)
+class Trainer:
+    """Trains and measures one network."""
+
+    def __init__(self, recipe: Recipe, data: Data):
+        self.recipe = recipe
+        self.data = data
+        sizes = {}
+        if recipe.head == "spinal":
+            sizes = {"width": recipe.width, "layers": recipe.layers}
+        self.network = build_network("mlp", recipe.head, protocol=recipe.protocol, **sizes)
+        weights = self.network.parameters()
+        self.optimizer = torch.optim.Adam(weights, recipe.learning_rate, fused=True)
+
+    def epoch(self, order: Tensor, state: dict) -> dict:
+        """Trains on all samples in this order. Returns the numbers of the epoch's line."""
+        data = self.data
+        total = torch.zeros(())
+        for index in order.split(self.recipe.batch_size):
+            self.optimizer.zero_grad()
+            targets = data.targets[index]
+            outputs = self.network(data.inputs[index])
+            # Broadcast noise has 1,000 targets for each output.
+            loss = F.mse_loss(outputs.expand_as(targets), targets)
+            loss.backward()
+            self.optimizer.step()
+            loss = loss.detach()
+            total += loss * len(index)
+        return {
+            "train_loss": float(total) / len(order),
+            "last_batch_mse": float(loss),
+            "train_mse": self.evaluate(data.inputs, data.reference) + data.floor,
+            "clean_mse": self.evaluate(data.fresh_inputs, data.fresh_targets),
+        }
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Tensor, targets: Tensor) -> float:
+        """The MSE of all these samples: inputs (N, 8), targets (N, 1)."""
+        total = 0
+        # So many fit into the cache of a CPU.
+        for x, y in zip(inputs.split(1_000), targets.split(1_000), strict=True):
+            total += F.mse_loss(self.network(x), y, reduction="sum")
+        return float(total) / len(targets)
+
+    def report(self, state: dict) -> dict:
+        """The numbers of the log's last line. state: of the run"""
+        lines = [line for line in state["lines"] if line["event"] == "epoch"]
+        losses = [line["last_batch_mse"] for line in lines]
+        numbers = {}
+        for epoch in (100, 200):
+            smallest = min(losses[:epoch]) if len(losses) >= epoch else None
+            numbers[f"min_last_batch_mse_{epoch}"] = smallest
+        numbers |= {key: lines[-1][key] for key in ("train_mse", "clean_mse")}
+        constant = self.data.reference.mean()
+        error = float((self.data.fresh_targets - constant).square().mean())
+        return numbers | {"noise_variance": NOISE_VARIANCE, "constant_clean_mse": error}
+
+    def weights(self) -> dict:
+        """What --save-weights keeps."""
+        return self.network.state_dict()
 
 
-@torch.no_grad()
-def mean_squared_error(network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """Over all samples; in parts that fit a CPU's cache."""
-    parts = [F.mse_loss(network(x), y, reduction="sum") for x, y in zip(inputs.split(1_000), targets.split(1_000))]
-    return float(sum(parts)) / len(targets)
-
-# >>> shared: regression_log (origin Regression/synthetic_regression.py; edit there, then: make sync)
-def write(path: Path, lines: list[dict]) -> None:
-    """A log. Six digits keep a thousand of them small; JSON has no word for a number that is not finite."""
-    short = lambda x: x if not isinstance(x, float) else float(f"{x:.6g}") if math.isfinite(x) else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({key: short(x) for key, x in line.items()}) + "\n" for line in lines))
+def head_name(recipe: Recipe) -> str:
+    """fc, spinal6x50, ..."""
+    return "fc" if recipe.head == "fc" else f"spinal{recipe.layers}x{recipe.width}"
 
 
-def train(parts: list[str], seed: int, settings: dict, facts: dict, network: nn.Module,
-          optimizer: torch.optim.Optimizer, options: argparse.Namespace, one_epoch: Callable[[Tensor, dict], dict],
-          last_line: Callable[[dict], dict]) -> tuple[dict, str, Path]:
-    """Trains one network, or goes on with it, unless its log is there. Returns that log's end, words and path.
-    parts: of the name. facts: of the data. one_epoch(order, state): trains, measures, returns the numbers of an epoch
-    line; last_line(state): those of the end line. `state` holds the log's lines. A loss that is not finite ends a run.
+def describe_run(recipe: Recipe, facts: dict) -> list[str]:
+    """Parts of the run's name. facts: about the data"""
+    return [recipe.function]
+
+
+def paper_numbers(run: "Run") -> tuple[float, float] | None:
+    """The paper's numbers, if this run can be compared with them."""
+    if run.start["departures"]:
+        return None
+    return PAPER.get(f"{run.recipe.function}-{head_name(run.recipe)}")
+
+
+def describe_result(run: "Run") -> str:
+    """What has come out, in words."""
+    numbers = {}  # x 1e-3
+    for key, x in run.end.items():
+        if "_mse" in key:
+            numbers[key] = "none" if x is None else f"{1000 * x:.3f}"
+    text = """MSE x 1e-3:
+  smallest last batch: {min_last_batch_mse_100} by epoch 100, {min_last_batch_mse_200} by 200"""
+    paper = paper_numbers(run)
+    if paper:
+        title = "paper" if run.recipe.protocol == "published" else "paper, as published"
+        text += f" ({title}: {paper[0]:.3f}, {paper[1]:.3f})"
+    smallest = run.end["min_last_batch_mse_200"]
+    floor = run.data.floor or NOISE_VARIANCE
+    if smallest is not None and smallest < floor:
+        text += f"\n  that is below the variance of the noise, {1000 * floor:.3f}"
+    text += """
+  training samples: {train_mse}; fresh samples: {clean_mse} (a constant: {constant_clean_mse})"""
+    return text.format(**numbers)
+
+
+# >>> shared: mlp_run (origin Regression/synthetic_regression.py; edit there, then: make sync)
+def provenance() -> dict:
+    """The program and the machine: what else can change the last digits of a result."""
+    name = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux
+    if cpuinfo.exists():
+        models = re.findall("model name.*: (.*)", cpuinfo.read_text())
+        name = models[0] if models else name
+    text = Path(__file__).read_bytes().replace(b"\r\n", b"\n")
+    return {
+        "device": "cpu",
+        "device_name": f"{name} ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
+        "script_sha256": hashlib.sha256(text).hexdigest()[:16],
+        "versions": {"torch": str(torch.__version__)},
+    }
+
+
+def write_log(path: Path, lines: list[dict]) -> None:
+    """Writes JSON lines. Numbers get six digits, or null if they are not finite."""
+    with path.open("w") as file:
+        for line in lines:
+            for key, x in line.items():
+                if isinstance(x, float):
+                    line = line | {key: float(f"{x:.6g}") if math.isfinite(x) else None}
+            file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # the computer may lose its power
+
+
+def save_tensors(path: Path, content: dict) -> None:
+    """Writes or replaces a file in one go, as the process may be killed any time."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def compare(old: dict, new: dict) -> bool:
+    """Compares the first lines of two logs: are they by the same text of the script?
+
+    Raises ValueError if settings or data differ.
     """
-    device, name = options.device, "-".join([*parts, *options.departures.values(), f"s{seed}"])
-    path = options.results_dir / "logs" / SCRIPT / f"{name}.jsonl"
-    part, checkpoint = path.with_suffix(".jsonl.part"), path.with_suffix(".pt")
-    cuda, finished, next_save = device.type == "cuda", path.exists() and not options.overwrite, 0.0
-    provenance = dict(
-        script_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], device=device.type,
-        device_name=torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
-        threads=torch.get_num_threads(), versions={"torch": str(torch.__version__)})
-    start = {
-        "event": "start", "schema": 2, "script": SCRIPT, "run": name, "seed": seed, "settings": settings,
-        "departures": sorted(options.departures), "parameters": sum(x.numel() for x in network.parameters()),
-        "fc_multiplications": sum(x.weight.numel() for x in network.modules() if isinstance(x, nn.Linear)),
-        "data": facts, "provenance": provenance}
-    state = {"lines": [start], "epoch": 0, "seconds": 0.0}
-    if checkpoint.exists() and not finished:
+    names = [key for key, x in new["settings"].items() if old["settings"].get(key) != x]
+    if old["data"]["sha256"] != new["data"]["sha256"]:
+        names.append("data")
+    if names:
+        raise ValueError(f"it was made with other {', '.join(names)}")
+    return old["provenance"]["script_sha256"] == new["provenance"]["script_sha256"]
+
+
+@dataclass
+class Run:
+    """One network that is trained with one seed."""
+
+    recipe: Recipe
+    seed: int
+    data: Data
+    args: argparse.Namespace
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        departures = [key for key in MARKS if getattr(recipe, key) != getattr(SPINAL, key)]
+        parts = [recipe.network, head_name(recipe), recipe.protocol]
+        parts += describe_run(recipe, self.data.facts)
+        parts += [f"{MARKS[key]}{getattr(recipe, key)}" for key in departures]
+        self.name = "-".join([*parts, f"s{self.seed}"])
+        results = self.args.results_dir.expanduser()
+        self.log = results / "logs" / SCRIPT / f"{self.name}.jsonl"
+        self.unfinished_log = self.log.with_suffix(".jsonl.part")
+        self.checkpoint = self.log.with_suffix(".pt")
+        self.weights = results / "weights" / SCRIPT / f"{self.name}.pt"
+        torch.manual_seed(seed_of(self.seed, "weights"))
+        self.trainer = Trainer(recipe, self.data)
+        self.start = {
+            "event": "start",
+            "schema": 3,
+            "script": SCRIPT,
+            "run": self.name,
+            "seed": self.seed,
+            "settings": asdict(recipe),
+            "departures": sorted(departures),
+            "parameters": sum(x.numel() for x in self.trainer.network.parameters()),
+            "fc_multiplications": multiplications(self.trainer.network),
+            "data": self.data.facts,
+            "provenance": provenance(),
+        }
+        # lines: of the log; epoch: the last finished one; loss: of its training
+        self.state = {"lines": [self.start], "epoch": 0, "loss": 0.0}
+        self.next_save = 0.0
+
+    def perform(self) -> None:
+        """Trains what is left to train, and prints the result."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.args.overwrite:
+            for file in (self.log, self.checkpoint, self.weights):
+                file.unlink(missing_ok=True)
         try:
-            saved = torch.load(checkpoint, device, weights_only=True)
-            if saved["state"]["lines"][0] != start:
-                raise ValueError("other versions, settings or text of the script, or another device")
-            network.load_state_dict(saved["network"])
-            optimizer.load_state_dict(saved["optimizer"])
-            state = saved["state"]
-            print(f"{name} goes on after epoch {state['epoch']}", file=sys.stderr)
-        except Exception as error:  # torch.load raises what it likes
-            print(f"{name} begins anew, its checkpoint cannot be used: {error}", file=sys.stderr)
-    epochs = 0 if finished else options.epochs
-    with tqdm(total=epochs, initial=state["epoch"], desc=name, leave=False, disable=options.quiet or None) as bar:
-        while state["epoch"] < epochs and math.isfinite(state["lines"][-1].get("train_loss", 0)):
-            began, epoch = time.monotonic(), state["epoch"] + 1
-            generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))  # the same batches for both heads
-            numbers = one_epoch(torch.randperm(facts["train"], generator=generator).to(device), state)
-            seconds = time.monotonic() - began
-            state |= {"epoch": epoch, "seconds": state["seconds"] + seconds}
-            state["lines"].append({"event": "epoch", "epoch": epoch, "learning_rate": options.learning_rate, **numbers,
-                                   "seconds": seconds})
-            bar.update()
-            if (began := time.monotonic()) >= next_save:  # so that saving takes a twentieth of the time at most
-                write(part, state["lines"])
-                torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "state": state},
-                           path.with_suffix(".tmp"))
-                os.replace(path.with_suffix(".tmp"), checkpoint)
-                next_save = 21 * time.monotonic() - 20 * began
-    if not finished:
-        diverged = not math.isfinite(state["lines"][-1]["train_loss"])
-        write(part, state["lines"] + [{
-            "event": "end", "epochs": state["epoch"], "outcome": "diverged" if diverged else "finished",
-            **({"diverged_epoch": state["epoch"]} if diverged else {}), **last_line(state), "seconds": state["seconds"],
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
-            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}])
-        if options.save_weights:
-            (folder := options.results_dir / "weights" / SCRIPT).mkdir(parents=True, exist_ok=True)
-            torch.save(network.state_dict(), folder / checkpoint.name)
-        os.replace(part, path)
-    checkpoint.unlink(missing_ok=True)
-    first, *_, end = [json.loads(line) for line in path.read_text().splitlines()]
-    if first["provenance"]["script_sha256"] != provenance["script_sha256"]:
-        raise ValueError(f"{path} was made by another text of this script: run again with --overwrite")
-    old = f"already finished {end['ended']} on {first['provenance']['device_name']} (--overwrite: again): " * finished
-    return end, old + name, path
-# <<< shared: regression_log
+            note = self.read_end() if self.log.exists() else ""
+            if not note and self.checkpoint.exists():
+                self.resume()
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged files raise exceptions of many kinds
+            reason = error if type(error) is ValueError else "it is damaged"
+            text = f"the log or checkpoint {self.log.with_suffix('')} cannot be used ({reason})"
+            raise ValueError(f"{text}: --overwrite starts anew") from error
+        if note:
+            print(note)
+        else:
+            left = range(self.state["epoch"] + 1, self.recipe.epochs + 1)
+            # disable=None: no bar unless in a terminal
+            for epoch in tqdm(left, self.name, leave=False, disable=self.args.quiet or None):
+                if math.isfinite(self.state["loss"]):  # else the run has ended
+                    self.train_epoch(epoch)
+            self.finish()
+        self.checkpoint.unlink(missing_ok=True)
+        text = f"{self.name}: {self.end['outcome']}\n  {describe_result(self)}"
+        print(f"{text}\n  log: {self.log}", flush=True)
+        if self.args.save_weights:
+            print(f"  weights: {self.weights}")
+
+    def read_end(self) -> str:
+        """Reads the finished log. Returns a note about it; raises ValueError if it does not fit."""
+        lines = self.log.read_text().splitlines()
+        first, self.end = json.loads(lines[0]), json.loads(lines[-1])
+        same_script = compare(first, self.start)
+        if self.args.save_weights and not self.weights.exists():
+            raise ValueError("its weights were not saved")
+        made = f"{self.end['ended']} on {first['provenance']['device_name']}"
+        if not same_script:
+            made += " by another version of this script"
+        return f"already finished {made} (--overwrite runs it again):"
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint. Raises an exception if it is not one of this run."""
+        saved = torch.load(self.checkpoint)  # tensors and plain values only
+        if not compare(saved["state"]["lines"][0], self.start):
+            raise ValueError("it was made by another version of this script")
+        self.trainer.network.load_state_dict(saved["network"])
+        self.trainer.optimizer.load_state_dict(saved["optimizer"])
+        self.state = saved["state"]
+        epoch = self.state["epoch"]
+        machine = self.start["provenance"]
+        self.state["lines"].append({"event": "resume", "epoch": epoch, "provenance": machine})
+        print(f"{self.name} goes on after epoch {epoch}")
+
+    def train_epoch(self, epoch: int) -> None:
+        """Trains, measures and saves one epoch."""
+        began = time.monotonic()
+        state = self.state
+        # The head is not in this seed: both heads get the same samples in the same order.
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+        order = torch.randperm(self.data.facts["train"], generator=generator)
+        numbers = self.trainer.epoch(order, state)
+        state |= {"epoch": epoch, "loss": numbers["train_loss"]}
+        line = {
+            "event": "epoch",
+            "epoch": epoch,
+            "learning_rate": self.recipe.learning_rate,
+            **numbers,
+            "seconds": time.monotonic() - began,
+        }
+        state["lines"].append(line)
+        if time.monotonic() >= self.next_save:
+            self.save()
+            self.next_save = time.monotonic() + 1  # epochs are short, and files take time
+
+    def save(self) -> None:
+        """Writes the unfinished log and the checkpoint."""
+        write_log(self.unfinished_log, self.state["lines"])
+        saved = {"state": self.state, "network": self.trainer.network.state_dict()}
+        saved["optimizer"] = self.trainer.optimizer.state_dict()
+        save_tensors(self.checkpoint, saved)
+
+    def finish(self) -> None:
+        """Measures what is reported, and writes the log with its last line."""
+        state = self.state
+        end = {"event": "end", "epochs": state["epoch"], "outcome": "finished"}
+        if not math.isfinite(state["loss"]):
+            end |= {"outcome": "diverged", "diverged_epoch": state["epoch"]}
+        end |= self.trainer.report(state)
+        end["seconds"] = sum(line.get("seconds", 0) for line in state["lines"])
+        end["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_log(self.unfinished_log, [*state["lines"], end])
+        if self.args.save_weights:
+            self.weights.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(self.weights, self.trainer.weights())
+        os.replace(self.unfinished_log, self.log)
+        self.read_end()
 
 
-def run(function: str, head: str, seed: int, options: argparse.Namespace) -> str:
-    """Trains one network of Table I. Returns its result beside the paper's."""
-    data = make_data(function, options.noise, seed, options.device)
-    layers, width, sizes = len(FC), FC[0], {}
-    if head == "spinal":
-        layers, width = options.layers or SPINAL[0], options.width or SPINAL[1]
-        sizes = {"layers": layers, "width": width}
-    torch.manual_seed(seed_of(seed, "weights"))
-    network = build_network("mlp", head, protocol=options.protocol, **sizes).to(options.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=True)
-    settings = {key: getattr(options, key, x) for key, x in RECIPE.items()} | {
-        "dataset": DATASET, "function": function, "noise": options.noise, "samples": SAMPLES, "network": "mlp",
-        "head": head, "layers": layers, "width": width, "protocol": options.protocol,
-        "selection": "last" if options.protocol == "corrected" else "minimum"}
-
-    def one_epoch(order: Tensor, state: dict) -> dict:
-        loss, last_batch = train_epoch(network, optimizer, data, order, options.batch_size)
-        return {"train_loss": loss, "last_batch_mse": last_batch,
-                "train_mse": mean_squared_error(network, data.inputs, data.reference) + data.floor,
-                "clean_mse": mean_squared_error(network, data.fresh_inputs, data.fresh_targets)}
-
-    def last_line(state: dict) -> dict:
-        losses, last = [line["last_batch_mse"] for line in state["lines"][1:]], state["lines"][-1]
-        constant = (data.fresh_targets - data.reference.mean()).square().mean()
-        return {**{f"min_last_batch_mse_{e}": min(losses[:e]) if len(losses) >= e else None for e in (100, 200)},
-                "train_mse": last["train_mse"], "clean_mse": last["clean_mse"], "noise_variance": NOISE_VARIANCE,
-                "constant_clean_mse": float(constant)}
-
-    parts = ["mlp", "fc" if head == "fc" else f"spinal{layers}x{width}", options.protocol, function]
-    end, text, path = train(parts, seed, settings, data.facts, network, optimizer, options, one_epoch, last_line)
-    cell = lambda key: "-" if end[key] is None else f"{1000 * end[key]:.3f}"
-    lowest, floor = end["min_last_batch_mse_200"] or math.inf, data.floor or NOISE_VARIANCE
-    below = f", below the variance of the noise, {1000 * floor:.3f}" if lowest < floor else ""
-    rows = [[cell.strip() for cell in line.split("|")] for line in __doc__.splitlines()]
-    other = ", another setting" if options.departures or options.protocol == "corrected" else ""
-    paper = [f" (paper{other}: {', '.join(row[3:5] if head == 'fc' else row[5:7])})" for row in rows
-             if row[2:3] == [function] and (layers, width) in ((2, 200), SPINAL)]
-    return (f"{text}, MSE x 1e-3: smallest last batch {cell('min_last_batch_mse_100')} by epoch 100, "
-            f"{cell('min_last_batch_mse_200')} by 200{''.join(paper)}{below}; train {cell('train_mse')}, "
-            f"clean {cell('clean_mse')} (a constant: {cell('constant_clean_mse')}); {end['outcome']}. Log: {path}")
-
-# >>> shared: regression_options (origin Regression/synthetic_regression.py; edit there, then: make sync)
-def common_options(parser: argparse.ArgumentParser) -> Callable:
-    """Adds the flags that all scripts have, and returns what adds more of them."""
-    add, whole, flag = parser.add_argument, {"type": int, "metavar": "N"}, {"action": "store_true"}
-    add("--head", choices=("fc", "spinal", "both"), default="both", help="default: both, on the same batches")
-    add("--epochs", **whole, default=RECIPE["epochs"], help="default: %(default)s")
-    add("--batch-size", **whole, default=RECIPE["batch_size"], help="default: %(default)s")
-    add("--lr", type=float, dest="learning_rate", default=RECIPE["learning_rate"], help="default: %(default)s")
-    add("--seed", **whole, default=0, help="first seed; default: 0")
-    add("--runs", **whole, default=1, help="repeat with seeds seed..seed+N-1; default: 1")
-    add("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, auto (cuda, else mps, else cpu)")
-    add("--results-dir", type=Path, default="results", metavar="DIR", help="default: results")
-    add("--save-weights", **flag, help="keep the weights of the reported epoch in results/weights/")
-    add("--quiet", **flag, help="print the results only")
-    add("--overwrite", **flag, help="run again what is already finished")
-    return add
+# <<< shared: mlp_run
+# >>> shared: mlp_arguments (origin Regression/synthetic_regression.py; edit there, then: make sync)
+def new_parser() -> argparse.ArgumentParser:
+    """A parser with the flags that all scripts of this folder have."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    usual = "default: %(default)s"
+    add("--head", choices=[*HEADS, "both"], default="both", help=usual)
+    add("--layers", type=int, default=SPINAL.layers, help="of the SpinalNet; " + usual)
+    add("--width", type=int, default=SPINAL.width, help="neurons in each of them; " + usual)
+    add("--epochs", type=int, default=SPINAL.epochs, help=usual)
+    add("--batch-size", type=int, default=SPINAL.batch_size, help=usual)
+    add("--lr", type=float, dest="learning_rate", default=SPINAL.learning_rate, help=usual)
+    add("--seed", type=int, default=0, help="of the first run; default: 0")
+    add("--runs", type=int, default=1, help="with seeds SEED, SEED + 1, ...; default: 1")
+    add("--device", choices=["cpu", "auto"], default="cpu", help="small networks want no GPU")
+    add("--results-dir", type=Path, default="results", help=usual)
+    add("--save-weights", action="store_true", help="keep the network in results/weights")
+    add("--quiet", action="store_true", help="print results only")
+    add("--overwrite", action="store_true", help="delete what earlier runs left, and start anew")
+    return parser
 
 
-def checked(parser: argparse.ArgumentParser, argv: list[str] | None, names: dict[str, str]) -> argparse.Namespace:
-    """The command line. `departures`: what differs from the default, as in the log's name."""
-    options = parser.parse_args(argv)
-    for key, low in dict(layers=1, width=1, splits=1, epochs=1, batch_size=1, runs=1, seed=0).items():
-        if getattr(options, key, None) is not None and not low <= getattr(options, key) < 2**31:
-            parser.error(f"--{key.replace('_', '-')} must be {low} or more and less than {2**31}")
-    if not 1e-9 <= options.learning_rate < math.inf:
-        parser.error("--lr must be 1e-09 or more, and finite")
-    options.departures = {key: f"{short}{getattr(options, key)}" for key, short in names.items()
-                          if getattr(options, key) != parser.get_default(key)}
-    return options
+def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the process with status 2 if a number is out of range."""
+    for key, value in vars(args).items():
+        flag = "--lr" if key == "learning_rate" else f"--{key.replace('_', '-')}"
+        least = 0 if key == "seed" else 1
+        if type(value) is int and not least <= value < 10**6:
+            parser.error(f"{flag} must be from {least} to 999999")
+        if type(value) is float and not 1e-9 <= value < 10**6:
+            parser.error(f"{flag} must be from 0.000000001 to 999999")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 finished, 2 user's mistake, 130 Ctrl-C."""
-    options = parse_arguments(argv)
+    """Exit status: 0 finished, 2 a mistake of the user, 130 stopped by Ctrl-C."""
+    args = parse_arguments(argv)
+    torch.set_num_threads(1)  # more threads would only wait for each other
     try:
-        auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        options.device = torch.zeros(1, device=auto if options.device == "auto" else options.device).device
-        if options.device.type == "cpu":
-            torch.set_num_threads(1)  # more would only wait for each other
-        work(options)
-        return 0
+        reproduce(args)
     except KeyboardInterrupt:
-        print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
+        print("stopped: the same command, without --overwrite, goes on", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        print("error:", *str(error).split(), file=sys.stderr)
         return 2
-# <<< shared: regression_options
+    return 0
 
 
+# <<< shared: mlp_arguments
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with the published values filled in."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = common_options(parser)
-    add("--function", choices=(*FUNCTIONS, "all"), default="all", help="default: all four")
-    add("--noise", choices=("column", "broadcast"), default="column", help="see above; default: column")
-    add("--protocol", choices=("published", "corrected"), default="published", help="see above; default: published")
-    add("--layers", type=int, metavar="N", help="hidden layers of the Spinal head; default: 6")
-    add("--width", type=int, metavar="N", help="neurons of each of them; default: 50")
-    options = checked(parser, argv, {"noise": "", "epochs": "e", "batch_size": "b", "learning_rate": "lr"})
-    if options.head == "fc" and (options.layers or options.width):
-        parser.error("--layers and --width belong to the Spinal head: choose --head spinal or both with them")
-    if options.noise == "broadcast" and options.protocol == "corrected":
-        parser.error("--noise broadcast is a slip that --protocol corrected mends: leave out one of the two")
-    return options
+    """The command line. A mistake ends the process with status 2."""
+    parser = new_parser()
+    add = parser.add_argument
+    add("--function", choices=[*FUNCTIONS, "all"], default="all", help="default: all four")
+    add("--noise", choices=["column", "broadcast"], default="column", help="default: column")
+    add("--protocol", choices=["published", "corrected"], default="published", help="see above")
+    args = parser.parse_args(argv)
+    check_numbers(parser, args)
+    if args.head == "fc" and (args.layers, args.width) != (SPINAL.layers, SPINAL.width):
+        parser.error("--layers and --width belong to the Spinal head: choose --head spinal or both")
+    if args.noise == "broadcast" and args.protocol == "corrected":
+        parser.error("--noise broadcast is a fault that --protocol corrected mends: leave one out")
+    return args
 
 
-def work(options: argparse.Namespace) -> None:
-    """Everything that the command line asks for."""
-    for seed in range(options.seed, options.seed + options.runs):
-        for function in FUNCTIONS if options.function == "all" else [options.function]:
-            for head in ("fc", "spinal") if options.head == "both" else [options.head]:
-                print(run(function, head, seed, options), flush=True)
+def choose_recipes(args: argparse.Namespace, function: str) -> list[Recipe]:
+    """What the command line asks for: the recipe of each head for this function."""
+    recipes = []
+    for head in HEADS if args.head == "both" else [args.head]:
+        changes = {key: getattr(args, key) for key in MARKS}
+        changes["function"] = function
+        if head == "spinal":
+            changes |= {"layers": args.layers, "width": args.width}
+        recipes.append(recipe_of(head, args.protocol, **changes))
+    return recipes
+
+
+def announce(args: argparse.Namespace, functions: list[str]) -> None:
+    """Prints what will be trained, on what and where."""
+    recipes = choose_recipes(args, functions[0])
+    heads = " and ".join(head_name(recipe) for recipe in recipes)
+    print(f"synthetic, {args.protocol}, {args.noise} noise: {heads}; runs of each: {args.runs}")
+    print(f"functions: {', '.join(functions)}")
+    print(f"epochs: {args.epochs}; training samples: {SPINAL.samples:,}; device: cpu")
+
+
+def print_differences(runs: dict[str, list[Run]]) -> None:
+    """Prints by how much the Spinal head is better. runs: of each function, FC, Spinal, FC, ..."""
+    first = next(iter(runs.values()))
+    key, title = "clean_mse", "MSE of fresh samples"
+    recipe = first[0].recipe
+    if recipe.selection == "minimum" and recipe.epochs >= 200:
+        key, title = "min_last_batch_mse_200", "smallest loss by epoch 200"
+    seeds = len(first) // 2
+    print(f"Spinal - FC, {title}, x 1e-3 (mean; number of seeds: {seeds}):")
+    for function, pairs in runs.items():
+        values = [run.end[key] for run in pairs]
+        text = "a run diverged"
+        if None not in values:
+            text = f"{1000 * (sum(values[1::2]) - sum(values[0::2])) / seeds:+.3f}"
+        fc, spinal = [paper_numbers(run) for run in pairs[:2]]
+        if fc and spinal and key != "clean_mse":
+            text += f" (paper: {spinal[1] - fc[1]:+.3f})"
+        print(f"  {function}: {text}")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Does what the command line asks for."""
+    functions = FUNCTIONS if args.function == "all" else [args.function]
+    if not args.quiet:
+        announce(args, functions)
+    runs = {function: [] for function in functions}
+    for seed in range(args.seed, args.seed + args.runs):
+        for function in functions:
+            recipes = choose_recipes(args, function)
+            data = load_data(recipes[0], seed)
+            for recipe in recipes:
+                run = Run(recipe, seed, data, args)
+                run.perform()
+                runs[function].append(run)
+    if len(recipes) == 2:
+        print_differences(runs)
 
 
 if __name__ == "__main__":

@@ -2,398 +2,741 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "numpy>=1.26", "tqdm>=4.66", "scikit-learn>=1.4"]
 # ///
-"""Your own table of numbers: SpinalNet against a default fully connected (FC) network of equal budget.
+"""Your own table: a SpinalNet against a fully connected (FC) network that costs as much.
 
-    python tabular.py --csv houses.csv --target price             one target
-    python tabular.py --csv robot.csv --target x,y,z --splits 3   several targets, inputs cut into three parts
-    python tabular.py --demo diabetes --runs 10                   442 patients, 10 inputs, from scikit-learn
+    python tabular.py --csv houses.csv --target price               one number to predict
+    python tabular.py --csv robot.csv --target x,y,z --splits 3     several, inputs cut into 3 parts
+    python tabular.py --csv plants.csv --target species --task classification
+    python tabular.py --demo diabetes --runs 10                     442 patients, from scikit-learn
 
-A table is a CSV file with a line of column names; all its columns but the targets are inputs, all values are numbers.
-Not in the paper, whose own regression is synthetic_regression.py. The network is the general form of the released
-"customizable" SpinalNet (spec custom.md): hidden layer k of n sees window k of the inputs and the output of layer
-k - 1, the output layer sees all hidden outputs. --splits S makes windows of round(F / S) of the F inputs (half to even,
-Q4), one after the other, from the front again at the end. Inputs that no window has are an error, unless
---allow-unused; the released code loses them in silence (Q3). Q: quirks, in results/audit.md.
+A table is a text file (UTF-8): a line of column names, then a line for each row. Values are parted
+by commas, semicolons or tabs, whichever the first line has most of, or by --delimiter. All columns
+but the targets are inputs. All values are numbers, with a decimal point; only the target of a
+classification may be text. A table has at least 20 rows.
 
-The default network has two hidden layers of equal width, the largest whose multiplications do not exceed the
-SpinalNet's; the log counts both. The rows are split once, by a seed that --seed does not change; --validation and
---test of them are held out. Inputs and targets are standardised by mean and deviation of the training rows alone. Adam
-trains on mean squared error; the epoch with the lowest validation error is kept and the test rows are read once, with
-it. Errors are in the targets' own units squared, with R^2 (1: perfect, 0: no better than the training rows' mean). An
-interrupted run goes on when its command is repeated.
+This is not in the paper, whose own regression is synthetic_regression.py. The network is the
+authors' "customizable" SpinalNet: hidden layer k sees window k of the inputs, and the output of
+layer k - 1; the output layer sees the outputs of all hidden layers. --splits S makes windows of F/S
+of the F inputs, rounded (half to even, Q4), one after the other, and from the front again at the
+end. Inputs that are in no window are an error, unless you give --allow-unused; the authors' code
+loses them in silence (Q3). The Q-numbers are those of results/audit.md, custom.
+
+The FC network has two hidden layers of equal width, the largest whose multiplications do not exceed
+the SpinalNet's. The log counts both. The rows are split once, by a seed that --seed does not
+change. Inputs and numbers to predict are standardised by the training rows' mean and deviation.
+Adam trains on the mean squared error (MSE), or on the cross-entropy of the classes. The epoch that
+does best on the validation rows is kept: by its MSE, or by accuracy and, where that is equal, by
+cross-entropy. The test rows have no influence on anything. Their MSE is in the targets' own units
+squared, RMSE is its root, and R^2 compares it with the training rows' mean (1: perfect, 0: no
+better); with several targets, MSE and R^2 are means over them. If you interrupt a run, the same
+command continues it.
+
+--save-weights keeps a dictionary in results/weights/tabular: `network` for load_state_dict, the
+names, mean and scale of the inputs, and those of the targets (or the names of the classes). An
+input of the network is (x - input_mean) / input_scale, and a prediction is y * target_scale +
+target_mean, or classes[y.argmax()].
 """
-# >>> shared: regression_imports (origin Regression/synthetic_regression.py; edit there, then: make sync)
-from __future__ import annotations
 
+# >>> shared: mlp_imports (origin Regression/synthetic_regression.py; edit there, then: make sync)
 import argparse
 import hashlib
 import json
 import math
 import os
+import platform
+import re
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     import torch
     from torch import Tensor, nn
     from torch.nn import functional as F
     from tqdm import tqdm
-except ImportError as missing:
-    sys.exit(f"error: {missing.name} is missing: pip install torch numpy tqdm, or use uv run")
-# <<< shared: regression_imports
+except (ImportError, OSError) as error:  # the second: a library of the system is missing
+    print(f"error: {error}: pip install torch numpy tqdm, or uv run", file=sys.stderr)
+    sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
+# <<< shared: mlp_imports
+import copy
 import csv
+import statistics
 
-import numpy
+# ---- Facts of this experiment -------------------------------------------------------------------
+SCRIPT = "tabular"
+HEADS = ["fc", "spinal"]
+DIABETES = "e9c1f7559552854a"  # hash of the demo's numbers
+DELIMITERS = [",", ";", "\t"]
+MISSING = ["", "?", "na", "n/a", "nan"]  # what stands in tables for a missing value
+LEAST_ROWS = 20
 
-# ---- Facts of this experiment ---------------------------------------------------------------------------------------
-SCRIPT, LAYERS, WIDTH, SPLITS = "tabular", 6, 20, 2
-RECIPE = dict(epochs=60, batch_size=32, learning_rate=0.003, optimizer="Adam", rate_rule="constant", precision="fp32")
 
-# >>> shared: regression_seed (origin Regression/synthetic_regression.py; edit there, then: make sync)
-def seed_of(*purpose: object) -> int:
-    """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
-    return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
-# <<< shared: regression_seed
-# ---- Data -----------------------------------------------------------------------------------------------------------
-def read_table(options: argparse.Namespace) -> argparse.Namespace:
-    """Rows of numbers: inputs (N, F) and targets (N, C), float64; their name and the names of the targets."""
-    if options.demo:
-        try:
-            from sklearn.datasets import load_diabetes
-        except ImportError:
-            raise ValueError("--demo needs scikit-learn: pip install scikit-learn, or give a --csv") from None
-        found = load_diabetes(scaled=False)  # disease progression after a year (Efron et al. 2004)
-        names, outputs = ["progression"], found.target[:, None]
-        return argparse.Namespace(name="diabetes", inputs=found.data, targets=outputs, target_names=names)
-    path, targets = options.csv, list(dict.fromkeys(options.targets))
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the numbers of a run. The log repeats it as its `settings`."""
+
+    dataset: str = ""  # name of the table
+    targets: list[str] | None = None  # names of the columns to predict
+    task: str = "tabular"  # which is regression; or "classification"
+    network: str = "mlp"
+    head: str = "spinal"
+    layers: int = 6  # hidden layers
+    width: int = 20  # neurons in each of them
+    splits: int = 2
+    budget: str = ""  # sizes of the SpinalNet, which the FC network follows: splits-layersxwidth
+    protocol: str = "corrected"
+    epochs: int = 60
+    batch_size: int = 32
+    optimizer: str = "Adam"
+    learning_rate: float = 0.003
+    rate_rule: str = "constant"
+    selection: str = "heldout"
+    validation: float = 0.2  # share of the rows
+    test: float = 0.2
+    precision: str = "fp32"
+
+
+SPINAL = Recipe()
+# Settings that the command line can change, and their marks in the names of logs.
+MARKS = {
+    "epochs": "e",
+    "batch_size": "b",
+    "learning_rate": "lr",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+# >>> shared: mlp_common (origin Regression/synthetic_regression.py; edit there, then: make sync)
+def seed_of(*purpose) -> int:
+    """A seed made of its purpose, such as (0, "order", 5), so that no random state is saved."""
+    digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def multiplications(network: nn.Module) -> int:
+    """How many one sample takes in the linear layers."""
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    return sum(module.weight.numel() for module in linear)
+
+
+# <<< shared: mlp_common
+class Table(NamedTuple):
+    """A table as it was read."""
+
+    name: str
+    inputs: Tensor  # (N, F) float64
+    targets: Tensor  # (N, C) float64; or the numbers of classes, (N,) int64
+    names: dict[str, list[str]]  # of inputs, targets and classes (empty: no classification)
+
+
+class Data(NamedTuple):
+    """What runs need of a table."""
+
+    parts: dict[str, tuple[Tensor, Tensor]]  # train, heldout, test: inputs and targets
+    scaling: dict  # names, mean and scale of inputs (F,) and targets (C,); names of classes
+    shape: dict  # arguments of build_network
+    facts: dict  # for the log
+
+
+def read_demo() -> Table:
+    """Diabetes patients: how far it has progressed after a year (Efron et al. 2004)."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            names, lines = [name.strip() for name in next(csv.reader(stream), [])], list(stream)
-            if not "".join(lines).strip():
-                raise ValueError("no rows")
-        rows = numpy.loadtxt(lines, delimiter=",", quotechar='"', comments=None, ndmin=2)
-    except (ValueError, csv.Error) as error:  # not UTF-8, not a number, rows of different length
-        raise ValueError(f"{path} must be CSV in UTF-8, a line of names, then numbers only: {error} (row 0 is the one "
-                         "below the names); code categories as 0 and 1") from None
-    if not (len(names) == len(set(names)) == rows.shape[1] and all(names) and numpy.isfinite(rows).all()):
-        raise ValueError(f"{path} needs a name of its own for each column, and finite numbers below the names")
-    if not set(targets) < set(names):
-        raise ValueError(f"--target takes some, but not all, of {', '.join(names)}")
-    at = [names.index(name) for name in targets]
-    inputs = numpy.delete(rows, at, 1)
-    return argparse.Namespace(name=path.stem, inputs=inputs, targets=rows[:, at], target_names=targets)
+        from sklearn.datasets import load_diabetes
+    except ImportError as error:
+        raise ValueError("--demo needs scikit-learn: pip install scikit-learn") from error
+    found = load_diabetes(scaled=False)
+    targets = torch.from_numpy(found.target)[:, None]
+    names = {"inputs": found.feature_names, "targets": ["progression"], "classes": []}
+    return Table("diabetes", torch.from_numpy(found.data), targets, names)
+
+
+def read_rows(path: Path, delimiter: str | None) -> list[tuple[int, dict]]:
+    """The number of each line below the names, and its values by column. Raises ValueError."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            delimiter = delimiter or max(DELIMITERS, key=file.readline().count)
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=delimiter)
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            rows = [(reader.line_num, row) for row in reader]
+    except (csv.Error, TypeError, ValueError) as error:
+        text = f"{path} is no table in UTF-8 with the delimiter {delimiter!r}: {error}"
+        raise ValueError(text) from error
+    if not rows:
+        raise ValueError(f"{path} has no rows below a line of column names")
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: each column needs a name of its own: {', '.join(names)}")
+    for line, row in rows:
+        if None in row or None in row.values():  # csv's sign for too many or too few
+            text = f"{path}, line {line}: it has not one value for each of {len(names)} columns"
+            raise ValueError(f"{text}: mend it, or name the sign between values with --delimiter")
+    return rows
+
+
+def parse_value(text: str, column: str, line: int) -> float:
+    """A value of the table as a number. Raises ValueError if it is none."""
+    place = f"column {column!r}, line {line}"
+    if text.strip().lower() in MISSING:
+        raise ValueError(f"{place}: the value is missing: fill it in, or remove the line")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.inf
+    if not math.isfinite(value):
+        advice = "write categories as columns of 0 and 1 (a target: --task classification)"
+        raise ValueError(f"{place}: {text!r} is not a number: {advice}")
+    return value
+
+
+def numbers_of(rows: list[tuple[int, dict]], columns: list[str]) -> Tensor:
+    """The values of these columns, (N, columns) float64. Raises ValueError if one is no number."""
+    numbers = []
+    for line, row in rows:
+        numbers.append([parse_value(row[name], name, line) for name in columns])
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def read_table(args: argparse.Namespace) -> Table:
+    """The table that the command line names. Raises ValueError if it cannot be used."""
+    if args.demo:
+        return read_demo()
+    rows = read_rows(args.csv, args.delimiter)
+    columns = list(rows[0][1])
+    for target in args.targets:
+        if target not in columns:
+            raise ValueError(f"no column {target!r}, but {', '.join(columns)} (see --delimiter)")
+    inputs = [name for name in columns if name not in args.targets]
+    if not inputs:
+        raise ValueError("--target names all columns: none is left as an input")
+    names = {"inputs": inputs, "targets": args.targets, "classes": []}
+    if args.task == "regression":
+        targets = numbers_of(rows, args.targets)
+    else:
+        labels = []
+        for line, row in rows:
+            labels.append(row[args.targets[0]].strip())
+            if labels[-1].lower() in MISSING:
+                raise ValueError(f"column {args.targets[0]!r}, line {line}: the class is missing")
+        names["classes"] = sorted(set(labels))
+        targets = torch.tensor([names["classes"].index(label) for label in labels])
+    return Table(args.csv.stem, numbers_of(rows, inputs), targets, names)
 
 
 def split_rows(count: int, heldout: float, test: float) -> dict[str, Tensor]:
-    """Row numbers of the three parts: at least one each, drawn once for all seeds."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of("tabular split", 0)))
+    """The rows of each part, the same in all runs. Raises ValueError if there are too few."""
+    generator = torch.Generator().manual_seed(seed_of("tabular split", 0))
+    order = torch.randperm(count, generator=generator)
     sizes = [max(1, round(count * share)) for share in (test, heldout)]
-    if sum(sizes) + 2 > count:
-        raise ValueError(f"{count} rows are too few for {sizes[1]} validation rows, {sizes[0]} test rows and two to "
-                         "train on: give more rows, or less of them to --validation and --test")
-    parts = order.split([*sizes, count - sum(sizes)])
-    return {name: part.sort()[0] for name, part in zip(("test", "heldout", "train"), parts)}
+    sizes.append(count - sum(sizes))
+    if count < LEAST_ROWS or min(sizes) < 2:
+        text = f"{count} rows are too few to test on {sizes[0]}, validate on {sizes[1]}"
+        raise ValueError(f"{text} and train on the rest: {LEAST_ROWS} are needed, 2 in each part")
+    parts = [part.sort().values for part in order.split(sizes)]
+    return dict(zip(("test", "heldout", "train"), parts, strict=True))
 
 
-def prepare(table: argparse.Namespace, options: argparse.Namespace, device: torch.device) -> argparse.Namespace:
-    """Split and standardised by the training rows alone. parts: train, heldout, test: inputs and targets, float32, on
-    the device; scale (C,) turns errors into the targets' units; facts for a log.
-    """
-    rows = split_rows(len(table.inputs), options.validation, options.test)
-    inputs, targets = torch.from_numpy(table.inputs), torch.from_numpy(table.targets)
-    (x_mean, x_scale), (y_mean, y_scale) = (
-        (train.mean(0), train.std(0, correction=0)) for train in (inputs[rows["train"]], targets[rows["train"]]))
-    if constant := [name for name, scale in zip(table.target_names, y_scale) if scale == 0]:
-        raise ValueError(f"target {constant[0]!r} is the same in all training rows: there is nothing to learn")
-    x_scale = torch.where(x_scale > 0, x_scale, 1.0)  # a constant input becomes 0
-    inputs, targets = ((inputs - x_mean) / x_scale).float(), ((targets - y_mean) / y_scale).float()
-    digest = hashlib.sha256(table.inputs.tobytes() + table.targets.tobytes()).hexdigest()[:16]
-    facts = {name: len(index) for name, index in rows.items()} | {
-        "sha256": digest, "official": options.csv is None, "inputs": inputs.shape[1], "targets": table.target_names}
-    parts = {name: (inputs[index].to(device), targets[index].to(device)) for name, index in rows.items()}
-    return argparse.Namespace(parts=parts, scale=y_scale, facts=facts)
+def moments_of(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each column; a column that does not change gets 1."""
+    scale = rows.std(0, correction=0)
+    return rows.mean(0), torch.where(scale > 0, scale, 1.0)
 
 
-# ---- Networks -------------------------------------------------------------------------------------------------------
-def windows(features: int, splits: int, layers: int) -> list[list[int]]:
-    """Input numbers that each layer sees: windows of round(F / S), half to even (Q4), from the front at the end."""
-    size = round(features / splits)
-    return [[(k * size + j) % features for j in range(size)] for k in range(layers)]
+def load_data(table: Table, args: argparse.Namespace) -> Data:
+    """Splits and standardises a table, by its training rows alone. Raises ValueError."""
+    rows = split_rows(len(table.inputs), args.validation, args.test)
+    _, inputs, targets, names = table
+    train = targets[rows["train"]]
+    if (train == train[0]).all(0).any():
+        raise ValueError(f"a target of {', '.join(names['targets'])} is the same in all rows")
+    sha256 = hashlib.sha256(inputs.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()[:16]
+    facts = {"sha256": sha256, "official": bool(args.demo), "verified": sha256 == DIABETES}
+    facts |= {name: len(index) for name, index in rows.items()}
+    facts |= {"inputs": len(names["inputs"]), "targets": names["targets"]}
+    mean, scale = moments_of(inputs[rows["train"]])
+    inputs = ((inputs - mean) / scale).float()
+    scaling = {**names, "input_mean": mean, "input_scale": scale}
+    if not names["classes"]:
+        mean, scale = moments_of(train)
+        targets = ((targets - mean) / scale).float()
+        scaling |= {"target_mean": mean, "target_scale": scale}
+    parts = {name: (inputs[index], targets[index]) for name, index in rows.items()}
+    shape = {key: getattr(args, key) for key in ("splits", "layers", "width", "allow_unused")}
+    outputs = len(names["classes"] or names["targets"])
+    shape |= {"features": len(names["inputs"]), "outputs": outputs}
+    return Data(parts, scaling, shape, facts)
 
 
 class SpinalNet(nn.Module):
-    """The general SpinalNet (spec custom.md 5): (N, features) -> (N, outputs).
-    chunks: the inputs that each hidden layer sees, a list of numbers each. widths: of the hidden layers, one for all or
-    one each. activation: a factory. batch_norm, dropout: in each hidden layer; output_dropout: before the output layer.
-    share[k]: the layer whose weights layer k uses (from 0). Raises ValueError for what makes no sense, and for inputs
-    that no layer sees (unless allow_unused).
+    """The authors' customizable SpinalNet: (N, features) -> (N, outputs).
+
+    Hidden layer k sees window k of the inputs, followed by the output of layer k - 1. The output
+    layer sees all hidden outputs. size: of a window
     """
 
-    def __init__(self, features: int, chunks: list[list[int]], widths: int | list[int], outputs: int, *,
-                 activation: Callable = nn.ReLU, batch_norm: bool = False, dropout: float = 0.0,
-                 output_dropout: float = 0.0, share: list[int] | None = None, allow_unused: bool = False):
+    def __init__(self, features: int, size: int, layers: int, width: int, outputs: int):
         super().__init__()
-        widths = [widths] * len(chunks) if isinstance(widths, int) else list(widths)
-        share = list(range(len(chunks)) if share is None else share)
-        seen = {number for chunk in chunks for number in chunk}
-        if min(features, outputs, *widths) < 1 or not len(widths) == len(share) == len(chunks) > 0:
-            raise ValueError("a SpinalNet needs inputs, outputs and hidden layers, each with a width and a share")
-        if not all(chunks) or not seen <= set(range(features)):
-            raise ValueError(f"a hidden layer sees no input, or one not among 0 to {features - 1}: use fewer splits")
-        if (unused := sorted(set(range(features)) - seen)) and not allow_unused:
-            raise ValueError(f"inputs {', '.join(map(str, unused[:8]))} reach no layer: use more layers, fewer splits, "
-                             "or --allow-unused")
-        shapes = [(len(chunk) + (widths[k - 1] if k else 0), widths[k]) for k, chunk in enumerate(chunks)]
-        self.share, self.hidden = share, nn.ModuleList()
-        for k, (chunk, source) in enumerate(zip(chunks, share)):
-            if not 0 <= source <= k or share[source] != source or shapes[k] != shapes[source]:
-                raise ValueError(f"hidden layer {k + 1} cannot share the weights of layer {source + 1}")
-            self.register_buffer(f"chunk{k}", torch.tensor(chunk), persistent=False)
-            parts = [nn.Dropout(dropout)] * bool(dropout) + [nn.Linear(*shapes[k])] if source == k else []
-            parts += [nn.BatchNorm1d(widths[k])] * batch_norm + [activation()] if source == k else []
-            self.hidden.append(nn.Sequential(*parts))
-        self.dropout, self.output = nn.Dropout(output_dropout), nn.Linear(sum(widths), outputs)
+        windows = (torch.arange(layers * size) % features).view(layers, size)
+        self.register_buffer("windows", windows, persistent=False)
+        self.hidden = nn.ModuleList()
+        for k in range(layers):
+            inputs = size if k == 0 else size + width
+            self.hidden.append(nn.Linear(inputs, width))
+        self.output = nn.Linear(layers * width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs: list[Tensor] = []
-        for k, source in enumerate(self.share):
-            outputs.append(self.hidden[source](torch.cat([x[:, getattr(self, f"chunk{k}")], *outputs[-1:]], 1)))
-        return self.output(self.dropout(torch.cat(outputs, 1)))
+        outputs = []
+        for window, layer in zip(self.windows, self.hidden, strict=True):
+            inputs = torch.cat([x[:, window], *outputs[-1:]], 1)
+            outputs.append(F.relu(layer(inputs)))
+        return self.output(torch.cat(outputs, 1))
 
 
 def fc_width(features: int, outputs: int, budget: int) -> int:
-    """Width w of two equal hidden layers, the largest with F w + w w + w C <= budget multiplications; at least 1."""
-    return max(1, (math.isqrt((features + outputs) ** 2 + 4 * budget) - features - outputs) // 2)
+    """The largest width w with features w + w w + w outputs <= budget multiplications, or 1."""
+    both = features + outputs
+    return max(1, (math.isqrt(both**2 + 4 * budget) - both) // 2)
 
 
-def build_network(network: str, head: str | None, *, protocol: str = "corrected", width: int | None = None,
-                  layers: int | None = None, features: int = 10, outputs: int = 1, splits: int = SPLITS,
-                  allow_unused: bool = False) -> nn.Module:
-    """A freshly initialised network on the CPU: (N, features) -> (N, outputs). network: mlp. head: "fc" or "spinal" (or
-    None). width, layers, splits: of the SpinalNet, whose budget the FC network gets. Raises ValueError.
+def build_network(
+    network: str,
+    head: str | None,
+    *,
+    protocol: str = "corrected",
+    width: int | None = None,
+    layers: int | None = None,
+    features: int = 10,
+    outputs: int = 1,
+    splits: int = SPINAL.splits,
+    allow_unused: bool = False,
+) -> nn.Module:
+    """An untrained network on the CPU: (N, features) -> (N, outputs).
+
+    network: "mlp"; head: None for "spinal"; width, layers, splits: of the SpinalNet, whose
+    multiplications limit the FC network's, too. Raises ValueError for what does not exist.
     """
-    if network != "mlp" or head not in ("fc", "spinal", None) or splits < 1:
-        raise ValueError(f"there is no network {network!r} with head {head!r} and {splits} splits")
-    chunks = windows(features, splits, layers or LAYERS)
-    spinal = SpinalNet(features, chunks, width or WIDTH, outputs, allow_unused=allow_unused)
+    if network != "mlp" or head not in [*HEADS, None]:
+        raise ValueError(f"there is no network {network!r} with head {head!r}")
+    layers = layers or SPINAL.layers
+    size = round(features / splits)  # half to even (Q4)
+    if size < 1 or (layers * size < features and not allow_unused):
+        text = f"{layers} windows of {size} inputs do not cover {features} inputs"
+        raise ValueError(f"{text}: use more --layers, fewer --splits, or --allow-unused")
+    spinal = SpinalNet(features, size, layers, width or SPINAL.width, outputs)
     if head != "fc":
         return spinal
-    w = fc_width(features, outputs, sum(x.weight.numel() for x in spinal.modules() if isinstance(x, nn.Linear)))
-    return nn.Sequential(nn.Linear(features, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, outputs))
+    width = fc_width(features, outputs, multiplications(spinal))
+    hidden = [nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(width, outputs))
 
 
-# ---- Training -------------------------------------------------------------------------------------------------------
-def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, order: Tensor,
-                batch_size: int) -> float:
-    """One pass in this order, the last batch too. Returns the mean loss."""
-    network.train()
-    total = torch.zeros((), device=inputs.device)
-    for index in order.split(batch_size):
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.mse_loss(network(inputs[index]), targets[index])
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(index)
-    return float(total) / len(order)
+class Trainer:
+    """Trains and measures one network."""
+
+    def __init__(self, recipe: Recipe, data: Data):
+        self.recipe = recipe
+        self.data = data
+        self.classes = data.scaling["classes"]
+        self.network = build_network("mlp", recipe.head, **data.shape)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), recipe.learning_rate)
+
+    def epoch(self, order: Tensor, state: dict) -> dict:
+        """Trains on all rows in this order. Returns the numbers of the epoch's line."""
+        self.network.train()
+        inputs, targets = self.data.parts["train"]
+        loss_function = F.cross_entropy if self.classes else F.mse_loss
+        total = torch.zeros(())
+        for index in order.split(self.recipe.batch_size):
+            self.optimizer.zero_grad()
+            loss = loss_function(self.network(inputs[index]), targets[index])
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach() * len(index)
+        rank, numbers = self.evaluate("heldout")
+        if rank < state.get("rank", [math.inf]):  # the lowest is the best
+            weights = copy.deepcopy(self.network.state_dict())
+            state |= {"rank": rank, "best_epoch": state["epoch"] + 1, "best_weights": weights}
+        return {"train_loss": float(total) / len(order), **numbers}
+
+    @torch.no_grad()
+    def evaluate(self, part: str) -> tuple[list[float], dict]:
+        """What to minimise, and errors in the targets' own units, or loss and accuracy."""
+        inputs, targets = self.data.parts[part]
+        outputs = self.network.eval()(inputs)
+        if self.classes:
+            accuracy = 100 * float((outputs.argmax(1) == targets).sum()) / len(targets)
+            loss = float(F.cross_entropy(outputs, targets))
+            numbers = {f"{part}_loss": loss, f"{part}_accuracy_pct": accuracy}
+            return [-accuracy, loss], numbers
+        scale = self.data.scaling["target_scale"]
+        errors = ((outputs - targets) * scale).square().mean(0)
+        # The mean of the training rows is 0 here.
+        constant = (targets * scale).square().mean(0)
+        error = float(errors.mean())
+        numbers = {f"{part}_mse": error, f"{part}_rmse": math.sqrt(error)}
+        numbers[f"{part}_r2"] = float((1 - errors / constant).mean())
+        return [error], numbers
+
+    def report(self, state: dict) -> dict:
+        """The numbers of the log's last line; the test rows are read here. state: of the run"""
+        best_epoch = state.get("best_epoch", 0)
+        _, last = self.evaluate("test")
+        if best_epoch > 0:
+            self.network.load_state_dict(state["best_weights"])
+        numbers = {"best_epoch": best_epoch}
+        numbers |= self.evaluate("heldout")[1] | self.evaluate("test")[1]
+        if self.classes:  # under the names that the logs of images have
+            numbers["selected_epoch"] = best_epoch
+            numbers["best_heldout_accuracy_pct"] = numbers["heldout_accuracy_pct"]
+            numbers["last_test_accuracy_pct"] = last["test_accuracy_pct"]
+            numbers["selected_test_accuracy_pct"] = numbers["test_accuracy_pct"]
+        return numbers
+
+    def weights(self) -> dict:
+        """What --save-weights keeps."""
+        return {"network": self.network.state_dict(), **self.data.scaling}
 
 
-@torch.no_grad()
-def errors(network: nn.Module, inputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """Mean squared error of each target in its own units, (C,)."""
-    return ((network.eval()(inputs) - targets).cpu() * scale).square().mean(0)
-
-# >>> shared: regression_log (origin Regression/synthetic_regression.py; edit there, then: make sync)
-def write(path: Path, lines: list[dict]) -> None:
-    """A log. Six digits keep a thousand of them small; JSON has no word for a number that is not finite."""
-    short = lambda x: x if not isinstance(x, float) else float(f"{x:.6g}") if math.isfinite(x) else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({key: short(x) for key, x in line.items()}) + "\n" for line in lines))
+def head_name(recipe: Recipe) -> str:
+    """fc, spinal6x20, ..."""
+    return "fc" if recipe.head == "fc" else f"spinal{recipe.layers}x{recipe.width}"
 
 
-def train(parts: list[str], seed: int, settings: dict, facts: dict, network: nn.Module,
-          optimizer: torch.optim.Optimizer, options: argparse.Namespace, one_epoch: Callable[[Tensor, dict], dict],
-          last_line: Callable[[dict], dict]) -> tuple[dict, str, Path]:
-    """Trains one network, or goes on with it, unless its log is there. Returns that log's end, words and path.
-    parts: of the name. facts: of the data. one_epoch(order, state): trains, measures, returns the numbers of an epoch
-    line; last_line(state): those of the end line. `state` holds the log's lines. A loss that is not finite ends a run.
+def describe_run(recipe: Recipe, facts: dict) -> list[str]:
+    """Parts of the run's name. facts: about the data"""
+    word = re.sub(r"[\W_]", "_", recipe.dataset)
+    return [word, f"split{recipe.budget}", f"data{facts['sha256'][:8]}"]
+
+
+def describe_result(run: "Run") -> str:
+    """What has come out, in words."""
+    end = run.end
+    text = f"epoch {end['best_epoch']} of {end['epochs']}"
+    if run.trainer.classes:
+        return f"{text}, test accuracy {end['test_accuracy_pct']:.2f} %"
+    text += f", test RMSE {end['test_rmse']}"
+    return f"{text}, MSE {end['test_mse']}, R^2 {end['test_r2']}"
+
+
+# >>> shared: mlp_run (origin Regression/synthetic_regression.py; edit there, then: make sync)
+def provenance() -> dict:
+    """The program and the machine: what else can change the last digits of a result."""
+    name = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux
+    if cpuinfo.exists():
+        models = re.findall("model name.*: (.*)", cpuinfo.read_text())
+        name = models[0] if models else name
+    text = Path(__file__).read_bytes().replace(b"\r\n", b"\n")
+    return {
+        "device": "cpu",
+        "device_name": f"{name} ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
+        "script_sha256": hashlib.sha256(text).hexdigest()[:16],
+        "versions": {"torch": str(torch.__version__)},
+    }
+
+
+def write_log(path: Path, lines: list[dict]) -> None:
+    """Writes JSON lines. Numbers get six digits, or null if they are not finite."""
+    with path.open("w") as file:
+        for line in lines:
+            for key, x in line.items():
+                if isinstance(x, float):
+                    line = line | {key: float(f"{x:.6g}") if math.isfinite(x) else None}
+            file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # the computer may lose its power
+
+
+def save_tensors(path: Path, content: dict) -> None:
+    """Writes or replaces a file in one go, as the process may be killed any time."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def compare(old: dict, new: dict) -> bool:
+    """Compares the first lines of two logs: are they by the same text of the script?
+
+    Raises ValueError if settings or data differ.
     """
-    device, name = options.device, "-".join([*parts, *options.departures.values(), f"s{seed}"])
-    path = options.results_dir / "logs" / SCRIPT / f"{name}.jsonl"
-    part, checkpoint = path.with_suffix(".jsonl.part"), path.with_suffix(".pt")
-    cuda, finished, next_save = device.type == "cuda", path.exists() and not options.overwrite, 0.0
-    provenance = dict(
-        script_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], device=device.type,
-        device_name=torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
-        threads=torch.get_num_threads(), versions={"torch": str(torch.__version__)})
-    start = {
-        "event": "start", "schema": 2, "script": SCRIPT, "run": name, "seed": seed, "settings": settings,
-        "departures": sorted(options.departures), "parameters": sum(x.numel() for x in network.parameters()),
-        "fc_multiplications": sum(x.weight.numel() for x in network.modules() if isinstance(x, nn.Linear)),
-        "data": facts, "provenance": provenance}
-    state = {"lines": [start], "epoch": 0, "seconds": 0.0}
-    if checkpoint.exists() and not finished:
+    names = [key for key, x in new["settings"].items() if old["settings"].get(key) != x]
+    if old["data"]["sha256"] != new["data"]["sha256"]:
+        names.append("data")
+    if names:
+        raise ValueError(f"it was made with other {', '.join(names)}")
+    return old["provenance"]["script_sha256"] == new["provenance"]["script_sha256"]
+
+
+@dataclass
+class Run:
+    """One network that is trained with one seed."""
+
+    recipe: Recipe
+    seed: int
+    data: Data
+    args: argparse.Namespace
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        departures = [key for key in MARKS if getattr(recipe, key) != getattr(SPINAL, key)]
+        parts = [recipe.network, head_name(recipe), recipe.protocol]
+        parts += describe_run(recipe, self.data.facts)
+        parts += [f"{MARKS[key]}{getattr(recipe, key)}" for key in departures]
+        self.name = "-".join([*parts, f"s{self.seed}"])
+        results = self.args.results_dir.expanduser()
+        self.log = results / "logs" / SCRIPT / f"{self.name}.jsonl"
+        self.unfinished_log = self.log.with_suffix(".jsonl.part")
+        self.checkpoint = self.log.with_suffix(".pt")
+        self.weights = results / "weights" / SCRIPT / f"{self.name}.pt"
+        torch.manual_seed(seed_of(self.seed, "weights"))
+        self.trainer = Trainer(recipe, self.data)
+        self.start = {
+            "event": "start",
+            "schema": 3,
+            "script": SCRIPT,
+            "run": self.name,
+            "seed": self.seed,
+            "settings": asdict(recipe),
+            "departures": sorted(departures),
+            "parameters": sum(x.numel() for x in self.trainer.network.parameters()),
+            "fc_multiplications": multiplications(self.trainer.network),
+            "data": self.data.facts,
+            "provenance": provenance(),
+        }
+        # lines: of the log; epoch: the last finished one; loss: of its training
+        self.state = {"lines": [self.start], "epoch": 0, "loss": 0.0}
+        self.next_save = 0.0
+
+    def perform(self) -> None:
+        """Trains what is left to train, and prints the result."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.args.overwrite:
+            for file in (self.log, self.checkpoint, self.weights):
+                file.unlink(missing_ok=True)
         try:
-            saved = torch.load(checkpoint, device, weights_only=True)
-            if saved["state"]["lines"][0] != start:
-                raise ValueError("other versions, settings or text of the script, or another device")
-            network.load_state_dict(saved["network"])
-            optimizer.load_state_dict(saved["optimizer"])
-            state = saved["state"]
-            print(f"{name} goes on after epoch {state['epoch']}", file=sys.stderr)
-        except Exception as error:  # torch.load raises what it likes
-            print(f"{name} begins anew, its checkpoint cannot be used: {error}", file=sys.stderr)
-    epochs = 0 if finished else options.epochs
-    with tqdm(total=epochs, initial=state["epoch"], desc=name, leave=False, disable=options.quiet or None) as bar:
-        while state["epoch"] < epochs and math.isfinite(state["lines"][-1].get("train_loss", 0)):
-            began, epoch = time.monotonic(), state["epoch"] + 1
-            generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))  # the same batches for both heads
-            numbers = one_epoch(torch.randperm(facts["train"], generator=generator).to(device), state)
-            seconds = time.monotonic() - began
-            state |= {"epoch": epoch, "seconds": state["seconds"] + seconds}
-            state["lines"].append({"event": "epoch", "epoch": epoch, "learning_rate": options.learning_rate, **numbers,
-                                   "seconds": seconds})
-            bar.update()
-            if (began := time.monotonic()) >= next_save:  # so that saving takes a twentieth of the time at most
-                write(part, state["lines"])
-                torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "state": state},
-                           path.with_suffix(".tmp"))
-                os.replace(path.with_suffix(".tmp"), checkpoint)
-                next_save = 21 * time.monotonic() - 20 * began
-    if not finished:
-        diverged = not math.isfinite(state["lines"][-1]["train_loss"])
-        write(part, state["lines"] + [{
-            "event": "end", "epochs": state["epoch"], "outcome": "diverged" if diverged else "finished",
-            **({"diverged_epoch": state["epoch"]} if diverged else {}), **last_line(state), "seconds": state["seconds"],
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
-            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}])
-        if options.save_weights:
-            (folder := options.results_dir / "weights" / SCRIPT).mkdir(parents=True, exist_ok=True)
-            torch.save(network.state_dict(), folder / checkpoint.name)
-        os.replace(part, path)
-    checkpoint.unlink(missing_ok=True)
-    first, *_, end = [json.loads(line) for line in path.read_text().splitlines()]
-    if first["provenance"]["script_sha256"] != provenance["script_sha256"]:
-        raise ValueError(f"{path} was made by another text of this script: run again with --overwrite")
-    old = f"already finished {end['ended']} on {first['provenance']['device_name']} (--overwrite: again): " * finished
-    return end, old + name, path
-# <<< shared: regression_log
+            note = self.read_end() if self.log.exists() else ""
+            if not note and self.checkpoint.exists():
+                self.resume()
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged files raise exceptions of many kinds
+            reason = error if type(error) is ValueError else "it is damaged"
+            text = f"the log or checkpoint {self.log.with_suffix('')} cannot be used ({reason})"
+            raise ValueError(f"{text}: --overwrite starts anew") from error
+        if note:
+            print(note)
+        else:
+            left = range(self.state["epoch"] + 1, self.recipe.epochs + 1)
+            # disable=None: no bar unless in a terminal
+            for epoch in tqdm(left, self.name, leave=False, disable=self.args.quiet or None):
+                if math.isfinite(self.state["loss"]):  # else the run has ended
+                    self.train_epoch(epoch)
+            self.finish()
+        self.checkpoint.unlink(missing_ok=True)
+        text = f"{self.name}: {self.end['outcome']}\n  {describe_result(self)}"
+        print(f"{text}\n  log: {self.log}", flush=True)
+        if self.args.save_weights:
+            print(f"  weights: {self.weights}")
 
-def run(head: str, seed: int, table: argparse.Namespace, data: argparse.Namespace, options: argparse.Namespace) -> str:
-    """Trains one network. Returns its result."""
-    torch.manual_seed(seed_of(seed, "weights"))
-    network = build_network("mlp", head, width=options.width, layers=options.layers, features=data.facts["inputs"],
-                            outputs=len(table.target_names), splits=options.splits, allow_unused=options.allow_unused)
-    network, budget = network.to(options.device), f"{options.splits}-{options.layers}x{options.width}"
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    layers, width = (2, network[0].out_features) if head == "fc" else (options.layers, options.width)
-    settings = {key: getattr(options, key, x) for key, x in RECIPE.items()} | {
-        "task": "tabular", "dataset": table.name, "targets": table.target_names, "network": "mlp", "head": head,
-        "layers": layers, "width": width, "splits": options.splits, "budget": budget, "protocol": "corrected",
-        "selection": "heldout", "validation": options.validation, "test": options.test}
+    def read_end(self) -> str:
+        """Reads the finished log. Returns a note about it; raises ValueError if it does not fit."""
+        lines = self.log.read_text().splitlines()
+        first, self.end = json.loads(lines[0]), json.loads(lines[-1])
+        same_script = compare(first, self.start)
+        if self.args.save_weights and not self.weights.exists():
+            raise ValueError("its weights were not saved")
+        made = f"{self.end['ended']} on {first['provenance']['device_name']}"
+        if not same_script:
+            made += " by another version of this script"
+        return f"already finished {made} (--overwrite runs it again):"
 
-    def one_epoch(order: Tensor, state: dict) -> dict:
-        loss = train_epoch(network, optimizer, *data.parts["train"], order, options.batch_size)
-        error = float(errors(network, *data.parts["heldout"], data.scale).mean())
-        if error < state.get("best", math.inf):
-            state |= {"best": error, "best_epoch": state["epoch"] + 1,
-                      "best_weights": {key: x.clone() for key, x in network.state_dict().items()}}
-        return {"train_loss": loss, "heldout_mse": error}
+    def resume(self) -> None:
+        """Goes on from the checkpoint. Raises an exception if it is not one of this run."""
+        saved = torch.load(self.checkpoint)  # tensors and plain values only
+        if not compare(saved["state"]["lines"][0], self.start):
+            raise ValueError("it was made by another version of this script")
+        self.trainer.network.load_state_dict(saved["network"])
+        self.trainer.optimizer.load_state_dict(saved["optimizer"])
+        self.state = saved["state"]
+        epoch = self.state["epoch"]
+        machine = self.start["provenance"]
+        self.state["lines"].append({"event": "resume", "epoch": epoch, "provenance": machine})
+        print(f"{self.name} goes on after epoch {epoch}")
 
-    def last_line(state: dict) -> dict:
-        network.load_state_dict(state.get("best_weights", network.state_dict()))
-        inputs, targets = data.parts["test"]
-        error = errors(network, inputs, targets, data.scale)
-        constant = (targets.cpu() * data.scale).square().mean(0)  # of the mean of the training rows, which is 0 here
-        return {"best_epoch": state.get("best_epoch", 0), "heldout_mse": state.get("best", math.inf),
-                "test_mse": float(error.mean()), "test_r2": float((1 - error / constant).mean())}
+    def train_epoch(self, epoch: int) -> None:
+        """Trains, measures and saves one epoch."""
+        began = time.monotonic()
+        state = self.state
+        # The head is not in this seed: both heads get the same samples in the same order.
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+        order = torch.randperm(self.data.facts["train"], generator=generator)
+        numbers = self.trainer.epoch(order, state)
+        state |= {"epoch": epoch, "loss": numbers["train_loss"]}
+        line = {
+            "event": "epoch",
+            "epoch": epoch,
+            "learning_rate": self.recipe.learning_rate,
+            **numbers,
+            "seconds": time.monotonic() - began,
+        }
+        state["lines"].append(line)
+        if time.monotonic() >= self.next_save:
+            self.save()
+            self.next_save = time.monotonic() + 1  # epochs are short, and files take time
 
-    word = "".join(c if c.isalnum() else "_" for c in table.name)
-    parts = ["mlp", "fc" if head == "fc" else f"spinal{layers}x{width}", "corrected", word]
-    parts += [f"split{budget}", "data" + data.facts["sha256"][:8]]
-    end, text, path = train(parts, seed, settings, data.facts, network, optimizer, options, one_epoch, last_line)
-    return (f"{text}: test MSE {end['test_mse']}, R^2 {end['test_r2']}, epoch {end['best_epoch']} of {end['epochs']}, "
-            f"{sum(x.numel() for x in network.parameters()):,} parameters; {end['outcome']}. Log: {path}")
+    def save(self) -> None:
+        """Writes the unfinished log and the checkpoint."""
+        write_log(self.unfinished_log, self.state["lines"])
+        saved = {"state": self.state, "network": self.trainer.network.state_dict()}
+        saved["optimizer"] = self.trainer.optimizer.state_dict()
+        save_tensors(self.checkpoint, saved)
 
-# >>> shared: regression_options (origin Regression/synthetic_regression.py; edit there, then: make sync)
-def common_options(parser: argparse.ArgumentParser) -> Callable:
-    """Adds the flags that all scripts have, and returns what adds more of them."""
-    add, whole, flag = parser.add_argument, {"type": int, "metavar": "N"}, {"action": "store_true"}
-    add("--head", choices=("fc", "spinal", "both"), default="both", help="default: both, on the same batches")
-    add("--epochs", **whole, default=RECIPE["epochs"], help="default: %(default)s")
-    add("--batch-size", **whole, default=RECIPE["batch_size"], help="default: %(default)s")
-    add("--lr", type=float, dest="learning_rate", default=RECIPE["learning_rate"], help="default: %(default)s")
-    add("--seed", **whole, default=0, help="first seed; default: 0")
-    add("--runs", **whole, default=1, help="repeat with seeds seed..seed+N-1; default: 1")
-    add("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, auto (cuda, else mps, else cpu)")
-    add("--results-dir", type=Path, default="results", metavar="DIR", help="default: results")
-    add("--save-weights", **flag, help="keep the weights of the reported epoch in results/weights/")
-    add("--quiet", **flag, help="print the results only")
-    add("--overwrite", **flag, help="run again what is already finished")
-    return add
+    def finish(self) -> None:
+        """Measures what is reported, and writes the log with its last line."""
+        state = self.state
+        end = {"event": "end", "epochs": state["epoch"], "outcome": "finished"}
+        if not math.isfinite(state["loss"]):
+            end |= {"outcome": "diverged", "diverged_epoch": state["epoch"]}
+        end |= self.trainer.report(state)
+        end["seconds"] = sum(line.get("seconds", 0) for line in state["lines"])
+        end["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_log(self.unfinished_log, [*state["lines"], end])
+        if self.args.save_weights:
+            self.weights.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(self.weights, self.trainer.weights())
+        os.replace(self.unfinished_log, self.log)
+        self.read_end()
 
 
-def checked(parser: argparse.ArgumentParser, argv: list[str] | None, names: dict[str, str]) -> argparse.Namespace:
-    """The command line. `departures`: what differs from the default, as in the log's name."""
-    options = parser.parse_args(argv)
-    for key, low in dict(layers=1, width=1, splits=1, epochs=1, batch_size=1, runs=1, seed=0).items():
-        if getattr(options, key, None) is not None and not low <= getattr(options, key) < 2**31:
-            parser.error(f"--{key.replace('_', '-')} must be {low} or more and less than {2**31}")
-    if not 1e-9 <= options.learning_rate < math.inf:
-        parser.error("--lr must be 1e-09 or more, and finite")
-    options.departures = {key: f"{short}{getattr(options, key)}" for key, short in names.items()
-                          if getattr(options, key) != parser.get_default(key)}
-    return options
+# <<< shared: mlp_run
+# >>> shared: mlp_arguments (origin Regression/synthetic_regression.py; edit there, then: make sync)
+def new_parser() -> argparse.ArgumentParser:
+    """A parser with the flags that all scripts of this folder have."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    usual = "default: %(default)s"
+    add("--head", choices=[*HEADS, "both"], default="both", help=usual)
+    add("--layers", type=int, default=SPINAL.layers, help="of the SpinalNet; " + usual)
+    add("--width", type=int, default=SPINAL.width, help="neurons in each of them; " + usual)
+    add("--epochs", type=int, default=SPINAL.epochs, help=usual)
+    add("--batch-size", type=int, default=SPINAL.batch_size, help=usual)
+    add("--lr", type=float, dest="learning_rate", default=SPINAL.learning_rate, help=usual)
+    add("--seed", type=int, default=0, help="of the first run; default: 0")
+    add("--runs", type=int, default=1, help="with seeds SEED, SEED + 1, ...; default: 1")
+    add("--device", choices=["cpu", "auto"], default="cpu", help="small networks want no GPU")
+    add("--results-dir", type=Path, default="results", help=usual)
+    add("--save-weights", action="store_true", help="keep the network in results/weights")
+    add("--quiet", action="store_true", help="print results only")
+    add("--overwrite", action="store_true", help="delete what earlier runs left, and start anew")
+    return parser
+
+
+def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the process with status 2 if a number is out of range."""
+    for key, value in vars(args).items():
+        flag = "--lr" if key == "learning_rate" else f"--{key.replace('_', '-')}"
+        least = 0 if key == "seed" else 1
+        if type(value) is int and not least <= value < 10**6:
+            parser.error(f"{flag} must be from {least} to 999999")
+        if type(value) is float and not 1e-9 <= value < 10**6:
+            parser.error(f"{flag} must be from 0.000000001 to 999999")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 finished, 2 user's mistake, 130 Ctrl-C."""
-    options = parse_arguments(argv)
+    """Exit status: 0 finished, 2 a mistake of the user, 130 stopped by Ctrl-C."""
+    args = parse_arguments(argv)
+    torch.set_num_threads(1)  # more threads would only wait for each other
     try:
-        auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        options.device = torch.zeros(1, device=auto if options.device == "auto" else options.device).device
-        if options.device.type == "cpu":
-            torch.set_num_threads(1)  # more would only wait for each other
-        work(options)
-        return 0
+        reproduce(args)
     except KeyboardInterrupt:
-        print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
+        print("stopped: the same command, without --overwrite, goes on", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        print("error:", *str(error).split(), file=sys.stderr)
         return 2
-# <<< shared: regression_options
+    return 0
 
+
+# <<< shared: mlp_arguments
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line. `targets`: the names after --target."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = common_options(parser)
-    add("--csv", type=Path, metavar="FILE", help="a table: a line of column names, then rows of numbers")
-    add("--target", default="", metavar="COL[,COL]", help="what to predict; all other columns are inputs")
-    add("--demo", choices=("diabetes",), help="scikit-learn's diabetes data instead of a table")
-    add("--splits", type=int, default=SPLITS, metavar="S", help="parts of the input; default: 2")
-    add("--layers", type=int, default=LAYERS, metavar="N", help="hidden layers of the SpinalNet; default: 6")
-    add("--width", type=int, default=WIDTH, metavar="N", help="neurons of each of them; default: 20")
-    add("--allow-unused", action="store_true", help="leave out inputs that no window has")
-    add("--validation", type=float, default=0.2, metavar="SHARE", help="of the rows; default: 0.2")
-    add("--test", type=float, default=0.2, metavar="SHARE", help="of the rows; default: 0.2")
-    options = checked(parser, argv, {"epochs": "e", "batch_size": "b", "learning_rate": "lr"})
-    options.targets = [name.strip() for name in options.target.split(",") if name.strip()]
-    if (options.csv is None) == (options.demo is None) or (options.csv is None) != (not options.targets):
-        parser.error("give a table with --csv FILE --target COLUMN[,COLUMN], or --demo diabetes without them")
-    if not (0 < options.validation < 1 and 0 < options.test < 1):
-        parser.error("--validation and --test must be more than 0 and less than 1")
-    return options
+    """The command line. A mistake ends the process with status 2."""
+    parser = new_parser()
+    add = parser.add_argument
+    add("--splits", type=int, default=SPINAL.splits, help="parts of the inputs; default: 2")
+    add("--csv", type=Path, metavar="FILE", help="a table: a line of column names, then rows")
+    add("--target", default="", metavar="COL[,COL]", help="what to predict from all other columns")
+    add("--delimiter", metavar="SIGN", help="between values; default: found in the first line")
+    tasks = ["regression", "classification"]
+    add("--task", choices=tasks, default="regression", help="default: regression")
+    add("--demo", choices=["diabetes"], help="a table of scikit-learn in place of a file")
+    add("--allow-unused", action="store_true", help="leave out inputs that are in no window")
+    for part in ("validation", "test"):
+        default = getattr(SPINAL, part)
+        add(
+            f"--{part}", type=float, default=default, help="share of the rows; default: %(default)s"
+        )
+    args = parser.parse_args(argv)
+    check_numbers(parser, args)
+    names = [name.strip() for name in args.target.split(",") if name.strip()]
+    args.targets = list(dict.fromkeys(names))
+    if bool(args.demo) == bool(args.csv) or bool(args.csv) != bool(args.targets):
+        parser.error("give --csv FILE --target COLUMN[,COLUMN], or --demo diabetes without them")
+    if args.task == "classification" and len(args.targets) != 1:
+        parser.error("--task classification needs --csv and one --target")
+    return args
 
 
-def work(options: argparse.Namespace) -> None:
-    """Everything that the command line asks for."""
-    table = read_table(options)
-    data = prepare(table, options, options.device)
-    for seed in range(options.seed, options.seed + options.runs):
-        for head in ("fc", "spinal") if options.head == "both" else [options.head]:
-            print(run(head, seed, table, data, options), flush=True)
+def choose_recipes(args: argparse.Namespace, table: Table, data: Data) -> list[Recipe]:
+    """What the command line asks for: the recipe of each head. Raises ValueError."""
+    changes = {key: getattr(args, key) for key in (*MARKS, "splits", "layers", "width")}
+    if table.names["classes"]:
+        changes["task"] = "classification"
+    changes["budget"] = f"{args.splits}-{args.layers}x{args.width}"
+    spinal = replace(SPINAL, dataset=table.name, targets=table.names["targets"], **changes)
+    network = build_network("mlp", "fc", **data.shape)
+    fc = replace(spinal, head="fc", layers=2, width=network[0].out_features)
+    return {"fc": [fc], "spinal": [spinal], "both": [fc, spinal]}[args.head]
+
+
+def announce(args: argparse.Namespace, recipes: list[Recipe], facts: dict) -> None:
+    """Prints what will be trained, and on what. facts: about the data"""
+    heads = " and ".join(head_name(recipe) for recipe in recipes)
+    print(f"{recipes[0].dataset}, {args.task}: {heads}; runs of each: {args.runs}")
+    print(f"epochs: {args.epochs}; training rows: {facts['train']:,}; device: cpu")
+
+
+def print_difference(runs: list[Run]) -> None:
+    """Prints by how much the Spinal head is better. runs: FC, Spinal, FC, Spinal, ..."""
+    key = "test_accuracy_pct" if runs[0].trainer.classes else "test_mse"
+    values = [run.end[key] for run in runs]
+    if None not in values:  # no run has diverged
+        gain = statistics.mean(values[1::2]) - statistics.mean(values[0::2])
+        print(f"Spinal - FC: {gain:+.6g} in {key} (mean; number of seeds: {len(values) // 2})")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Does what the command line asks for."""
+    table = read_table(args)
+    data = load_data(table, args)
+    recipes = choose_recipes(args, table, data)
+    if not args.quiet:
+        announce(args, recipes, data.facts)
+    runs = []
+    for seed in range(args.seed, args.seed + args.runs):
+        for recipe in recipes:
+            runs.append(Run(recipe, seed, data, args))
+            runs[-1].perform()
+    if len(recipes) == 2:
+        print_difference(runs)
 
 
 if __name__ == "__main__":
