@@ -12,6 +12,7 @@ from report.paper import PaperRow, printed_difference
 from report.rows import NO_DROPOUT, RELEASED, WORDS, dropout_words, heads_differ, seed_of
 from report.settings import HEAD_KEYS, canonical
 
+SHOWN = {"epochs", "limit", "precision", "fc_dropout", "width", "train_mode_epochs"}  # elsewhere
 NO_DROPOUT_RELEASED = RELEASED + NO_DROPOUT
 
 
@@ -97,6 +98,8 @@ def treatment_of(spinal: Log, fc: Log) -> str:
     words = WORDS[spinal.settings["protocol"]]
     if "train_mode_epochs" in fc.departures:
         words += ", FC in training mode"
+    if others := sorted({*spinal.departures, *fc.departures} - SHOWN):
+        words += f", departs in {', '.join(others)}"
     if p != q:
         return "" if chosen else words
     return words + dropout_words(p) if chosen or heads_differ(spinal) else words

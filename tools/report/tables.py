@@ -453,7 +453,7 @@ def other_row(logs: list[Log], reason: str) -> Row:
         variant += f", dropout {settings['fc_dropout']:g}"
     row = {
         "script": log.script,
-        "dataset": f"{settings['dataset']} {settings.get('function', '')}".strip(),
+        "dataset": settings.get("function") or dataset_of(log),
         "network": settings["network"],
         "head": log.head,
         "head_cell": f"{log.script}: {settings['network']}, {log.head}",
