@@ -37,8 +37,8 @@ def before_and_after(script, network: str, folder: Path) -> tuple[Tensor, Tensor
     generator = torch.Generator().manual_seed(script.seed_of(0, "data", 1))
     torch.randperm(len(labels), generator=generator)  # the order of the batches, drawn first
     views = script.augment(images[:2_000], recipe.augmentation, generator)
-    name = script.DATASET + ("" if data.facts["official"] else ", subset")
-    return images[:COUNT], views[:COUNT], name
+    part = "" if data.facts["official"] else ", a part"
+    return images[:COUNT], views[:COUNT], f"{script.DATASET}{part}; augmentation of {network}"
 
 
 def found_sets(folder: Path) -> list[tuple[Tensor, Tensor, str]]:
