@@ -188,7 +188,7 @@ def parse_value(text: str, column: str, line: int) -> float:
     except ValueError:
         value = math.inf
     if not math.isfinite(value):
-        advice = "write categories as columns of 0 and 1 (a target: --task classification)"
+        advice = "write decimals with a point, categories as 0 and 1 (a target: see --task)"
         raise ValueError(f"{place}: {text!r} is not a number: {advice}")
     return value
 
