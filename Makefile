@@ -214,9 +214,11 @@ JOBS = $(if $(or $(filter -j%,$(MAKEFLAGS)),$(filter 0,$(PLACES))),,-j$(PLACES))
 DRY := $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
 
 .PHONY: $(TARGETS:%=reproduce-%) $(TARGETS:%=runs-%) reproduce-theory
-# A row by its name is all its logs.
+# A row by its name is all its logs. What only prints needs no such rules, and is quick even with RUNS=1000.
+ifneq ($(filter-out help list,$(or $(MAKECMDGOALS),help)),)
 .PHONY: $(foreach group,$(GROUPS),$(ROWS_$(group)))
 $(foreach group,$(GROUPS),$(foreach row,$(ROWS_$(group)),$(eval $(row): $(SEEDS_$(row):%=$(row)-s%.jsonl))))
+endif
 $(TARGETS:%=reproduce-%): reproduce-%:
 	+@$(call none_of,$*)status=0; $(MAKE) --no-print-directory $(JOBS) --keep-going runs-$* || status=$$?; $(if $(DRY),exit $$status; )\
 	$(if $(filter all,$*),$(MAKE) --no-print-directory tables || status=$$?; )\
