@@ -26,8 +26,8 @@ This shows that SpinalNets are no smaller class of functions. It does not show t
 such weights, or that they save anything: the equal SpinalNet has more multiplications than the
 network that it equals. Both numbers are printed.
 
-The figure, results/figures/theory_universal_approximation.svg and .png, shows ReLU networks of 4 to
-256 neurons that interpolate a function of one variable, each as a SpinalNet, and their error.
+The figure, results/figures/theory_universal_approximation.svg and .png, shows ReLU networks of 4, 8
+and 32 neurons that interpolate a function of one variable, each as a SpinalNet.
 """
 
 import argparse
@@ -54,7 +54,6 @@ ACTIVATIONS = {
 LINEAR_SOMEWHERE = ["relu", "leaky_relu"]  # these leave positive numbers alone
 ROWS = [("relu", 1), ("tanh", 1), ("relu", 2), ("leaky_relu", 4)]  # of the table: with their splits
 LEFT, RIGHT = -3.0, 3.0  # domain of the figure
-NEURONS = [4, 8, 16, 32, 64, 128, 256]
 DRAWN = {4: ("#D55E00", "--"), 8: ("#0072B2", "-."), 32: ("#009E73", ":")}  # colour and dashes
 
 
@@ -243,7 +242,7 @@ def print_table(args: argparse.Namespace) -> None:
 
 
 def draw_functions(axes) -> None:
-    """Left: the function and three SpinalNets."""
+    """The function and three SpinalNets."""
     grid = torch.linspace(LEFT, RIGHT, 4001, dtype=torch.float64)[:, None]
     axes.plot(grid, target(grid), color="black", linewidth=1.6, label="sin 3x + 0.3x")
     for neurons, (colour, dashes) in DRAWN.items():
@@ -255,28 +254,6 @@ def draw_functions(axes) -> None:
     axes.set_ylim(-2.2, 2.9)
     place = {"loc": "upper left", "ncols": 2, "handlelength": 2.4, "columnspacing": 1.0}
     axes.legend(fontsize=6.5, frameon=False, **place)
-
-
-def draw_errors(axes) -> None:
-    """Right: how far SpinalNets are from the function, and from the networks that they equal."""
-    grid = torch.linspace(LEFT, RIGHT, 4001, dtype=torch.float64)[:, None]
-    errors, differences = [], []
-    for neurons in NEURONS:
-        plain = interpolating(neurons)
-        spinal = spinal_equal_of(plain, "relu")
-        errors.append(float((spinal(grid) - target(grid)).abs().max().detach()))
-        differences.append(max(largest_difference(spinal, plain, grid)[0], 1e-18))
-    style = {"color": "#0072B2", "marker": "o", "markersize": 3.5}
-    axes.loglog(NEURONS, errors, **style, label="error of the SpinalNet")
-    style = {"color": "#D55E00", "marker": "s", "markersize": 3.5}
-    label = "difference to the plain network\n(0 is drawn at 1e-18)"
-    axes.loglog(NEURONS, differences, **style, label=label)
-    style = {"color": "#666666", "linewidth": 0.8, "linestyle": ":"}
-    axes.axhline(2.0**-52, **style, label="rounding of one number (float64)")
-    axes.set_xlabel("hidden layers of width 1")
-    axes.set_ylabel("largest value on the domain")
-    axes.legend(fontsize=6.5, frameon=False, loc="center right")
-    axes.grid(alpha=0.3)
 
 
 def draw_figure(folder: Path) -> None:
@@ -292,9 +269,8 @@ def draw_figure(folder: Path) -> None:
     style = {"font.size": 8, "svg.hashsalt": "spinalnet"}  # a fixed salt: files that are equal
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(style):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.3, 2.7), layout="constrained")
-        draw_functions(left)
-        draw_errors(right)
+        figure, axes = pyplot.subplots(figsize=(4.2, 2.7), layout="constrained")
+        draw_functions(axes)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "theory_universal_approximation.svg"
         figure.savefig(path, metadata={"Date": None, "Creator": None})

@@ -78,6 +78,8 @@ class Comparison:
 def dataset_of(log: Log) -> str:
     """The set of a run, and what it is if not the complete official one."""
     name = log.settings["dataset"]
+    if log.script == "tabular":
+        return name
     if not log.data["official"]:
         return f"{name}, a part"
     if log.settings.get("limit"):

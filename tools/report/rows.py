@@ -67,6 +67,8 @@ def place(log: Log, paper: Sequence[PaperRow]) -> tuple[PaperRow | None, str]:
         return None, "departs in " + ", ".join(departures)
     if log.settings.get("limit"):
         return None, f"limit {log.settings['limit']}"
+    if log.script == "tabular":
+        return None, "a table of one's own"
     if not log.data["official"]:
         return None, "a part of the official data, or others"
     key = (log.script, log.settings["network"], log.settings["head"])

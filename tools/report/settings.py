@@ -59,8 +59,8 @@ def data_key(sha256: str) -> str:
 
 
 def is_tabular(settings: dict[str, Any]) -> bool:
-    """A run on a table of somebody's own (Regression/tabular.py)."""
-    return settings.get("task") in ("tabular", "regression", "classification")
+    """A regression on a table of somebody's own (Regression/tabular.py)."""
+    return settings.get("task") == "tabular"
 
 
 def is_regression(settings: dict[str, Any]) -> bool:
