@@ -2,35 +2,47 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "pillow>=10.0", "tqdm>=4.66"]
 # ///
-"""Fashion-MNIST with ImageNet weights: fully connected (FC) head against SpinalNet head. A notebook released with arXiv
-2007.03347; in none of its tables.
+"""Fashion-MNIST with ImageNet weights: FC head against SpinalNet head. A notebook released with
+arXiv 2007.03347; in none of its tables.
 
-| network          | head            | released notebook | python tl_fashion_mnist.py |
-|------------------|-----------------|------------------:|----------------------------|
-| wide_resnet101_2 | FC output only  |                 - | --head fc                  |
-| wide_resnet101_2 | Spinal 4 x 1024 |             94.76 | --head spinal              |
+    python tl_fashion_mnist.py    wide_resnet101_2: FC output only, Spinal 4 x 1024
 
-`python tl_fashion_mnist.py` trains both heads on the same views of the same images; an interrupted run goes on when its
-command is repeated. Of the 60,000 official training images those whose index is divisible by ten choose the epoch; the
-10,000 test images are read at the end.
-94.76 is the notebook's test accuracy at its best validation epoch. It enlarges evaluation images after, here before the
-conversion to a tensor, in both protocols (Q22): the same bilinear map, but for rounding to 8 bits.
---protocol published (default) does what the released script did; corrected mends this (Q: quirks, in results/audit.md):
-  no activation (Q6)       ReLU in the Spinal head; published: without (LIN), one affine map of 7,385,098 parameters
-  normalisation (Q10)      ImageNet's mean and deviation; published: 0.5 and 0.5
-Two GPUs: --fetch-only, then `torchrun --nproc-per-node=2 tl_fashion_mnist.py`; steps are one process's to rounding.
+All need a GPU; resnet18 is in no table, and there to try things out. Both heads of a seed train on
+the same views of the same images in the same order. Each run writes one log,
+results/logs/tl_fashion_mnist/NAME.jsonl, and prints its accuracy beside the published one. If you
+interrupt a run, the same command continues it after the last finished epoch. For two GPUs: first
+--fetch-only, then `torchrun --nproc-per-node=2 tl_fashion_mnist.py`; its steps are those of one
+process to rounding. (Several processes on CPUs each have their own batch norm statistics.)
+
+Of the 60,000 official training images those whose index is divisible by ten choose the epoch; the
+10,000 test images are read at the end. 94.76 is the notebook's test accuracy at its best validation
+epoch. It enlarges evaluation images after, here before the conversion to a tensor, in both
+protocols (Q22): the same bilinear map, but for rounding to 8 bits.
+
+--protocol published (the default) trains as the released script does. --protocol corrected mends
+faults that results/audit.md explains:
+  Q6   the hidden layers of the Spinal head have ReLU; published: none, one affine map of 7,385,098
+       parameters
+  Q8   the best epoch of all stages is reported, not that of the last stage
+  Q10  images are normalised by ImageNet's mean and deviation, not by 0.5 and 0.5
 """
+
 # >>> shared: transfer_imports (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
 import argparse
+import base64
 import copy
 import hashlib
 import json
 import math
 import os
+import platform
+import re
 import socket
 import sys
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     import numpy
@@ -43,410 +55,958 @@ try:
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
     from tqdm import tqdm
-except ImportError as missing:
-    sys.exit(f"error: {missing.name} is missing: pip install torch torchvision numpy pillow tqdm, or use uv run")
+except KeyboardInterrupt:
+    sys.exit(130)
+except (ImportError, OSError) as error:
+    reason = str(error).partition("\n")[0]
+    needed = "torch, torchvision, numpy, pillow, tqdm; `uv run` brings them"
+    print(f"error: {reason} (needed: {needed})", file=sys.stderr)
+    sys.exit(2)
 # <<< shared: transfer_imports
-# ---- Facts of this experiment: Fashion-MNIST (spec transfer.md section 2) -------------------------------------------
-SCRIPT, DATASET = "tl_fashion_mnist", "Fashion-MNIST"
-IMAGES = {"train": 54_000, "heldout": 6_000, "test": 10_000}  # of the official data; None: not known
-FINGERPRINT = "2dab287739ea5a2e"  # of the official images and labels; None: not known
-WHERE = "delete what is damaged there, check network and rights, get it (31 MB) with --fetch-only"
-COMMON = dict(
-    classes=10, image_size=112, mean=[0.5] * 3, std=[0.5] * 3,
-    augmentation=[("Resize", (120, 120)), ("RandomHorizontalFlip",), ("RandomAffine", 10, (0.2, 0.2)),
-                  ("RandomResizedCrop", 112, (0.95, 1.0))],
-    evaluation=[("Resize", (112, 112))], head_ignored=False,  # the new head is never called (Q1)
-    stages=[(1.0, 0.5), (0.1, 1.0)])  # factor of the rate, end as a part of the epochs
-# fc: hidden layers, width, dropout; spinal: hidden layers, width, flavour
-WRN = dict(epochs=10, learning_rate=0.01, batch_size=200, fc=(0, 0, 0.0), spinal=(4, 1024, "LIN"))
-RECIPES = {"wide_resnet101_2": WRN, "resnet18": WRN}  # the last only to try things out
-CORRECTED = {"all": dict(spinal=(4, 1024, "R"), mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])}
 
 
-def read_parts(options: argparse.Namespace) -> dict[str, tuple]:
-    """Images (N, H, W) uint8 and labels of each part; training images whose index is divisible by ten are held out."""
-    source, fetch = torchvision.datasets.FashionMNIST, not options.no_download
-    train, test = (source(options.data_dir, train=train, download=fetch) for train in (True, False))
-    tenth = torch.arange(len(train)) % 10 == 0
-    return {"train": (train.data[~tenth], train.targets[~tenth]), "test": (test.data, test.targets),
-            "heldout": (train.data[tenth], train.targets[tenth])}
+# >>> shared: transfer_recipe (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the numbers of a run. The log repeats it as its `settings`."""
+
+    network: str  # its name in torchvision
+    classes: int  # outputs of the network
+    image_size: int  # side of the images that it sees
+    epochs: int
+    batch_size: int
+    learning_rate: float  # of the first epoch
+    mean: list[float]  # of each channel, for pixels from 0 to 1
+    std: list[float]
+    augmentation: list[list]  # of training images: names and arguments of torchvision's transforms
+    evaluation: list[list]  # of all others
+    stages: list[list[float]]  # of each: factor of the rate, and its end as a part of the epochs
+    head: str = "fc"
+    layers: int = 0  # hidden layers of the head
+    width: int = 0  # neurons in each of them
+    fc_dropout: float = 0.0  # after each hidden layer of the FC head
+    flavour: str = ""  # of the Spinal head: a key of FLAVOURS
+    head_ignored: bool = False  # the new head is there, but never called (Q1)
+    protocol: str = "published"  # or a key of PROTOCOLS
+    weights: str = "imagenet1k_v1"  # to start from, or "none"
+    freeze: bool = False  # train the head alone
+    momentum: float = 0.9  # of SGD; every 7 epochs of a stage divide the rate by ten
+    selection: str = "best_test"  # the epoch to report: the best on the test or "heldout" images
+    best_of_stage: bool = True  # the best starts anew with each stage, the last one's counts (Q8)
+    heldout: int = 0  # one in so many training images is held out, if the set has no such part
+    heldout_index: int | None = None  # its index modulo `heldout`; None: drawn by a fixed seed
+    precision: str = "fp32"
+    limit: int | None = None  # use only so many images of each part
+
+
+# <<< shared: transfer_recipe
+# ---- Facts of this experiment -------------------------------------------------------------------
+SCRIPT = "tl_fashion_mnist"
+DATASET = "Fashion-MNIST"
+IMAGES = {"train": 60_000, "test": 10_000}  # of the official data; None: not known
+DEALT = []  # parts that a fixed seed deals, as the set has none
+WHERE = (
+    "delete what is damaged there, check network and rights, get it (31 MB) with --fetch-only; the "
+    "files are FashionMNIST/raw/train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+    "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (Kaggle writes .idx for -idx)"
+)
+PAPER = {  # accuracy in per cent
+    "wide_resnet101_2-spinal4x1024": {"in its notebook": 94.76},
+}
+WRN = Recipe(
+    network="wide_resnet101_2",
+    classes=10,
+    image_size=112,
+    epochs=10,
+    batch_size=200,
+    learning_rate=0.01,
+    mean=[0.5, 0.5, 0.5],
+    std=[0.5, 0.5, 0.5],
+    augmentation=[
+        ["Resize", [120, 120]],
+        ["RandomHorizontalFlip"],
+        ["RandomAffine", 10, [0.2, 0.2]],
+        ["RandomResizedCrop", 112, [0.95, 1.0]],
+    ],
+    evaluation=[["Resize", [112, 112]]],
+    stages=[[1.0, 0.5], [0.1, 1.0]],
+    selection="heldout",
+    heldout=10,
+    heldout_index=0,
+)
+RESNET = replace(WRN, network="resnet18")
+SPINAL = {"head": "spinal", "layers": 4, "width": 1024, "flavour": "LIN"}
+ROWS = [  # a recipe for each network and head; the first network is the default
+    WRN,
+    replace(WRN, **SPINAL),
+    RESNET,
+    replace(RESNET, **SPINAL),
+]
+
+
+def corrected(recipe: Recipe) -> Recipe:
+    """The recipe without the faults that the docstring of this script lists."""
+    if recipe.head == "spinal":
+        recipe = replace(recipe, flavour="R")
+    return replace(
+        recipe,
+        mean=[0.485, 0.456, 0.406],
+        std=[0.229, 0.224, 0.225],
+        best_of_stage=False,
+    )
+
+
+PROTOCOLS = {"corrected": corrected}
+
+
+def read_parts(folder: Path, download: bool) -> tuple[dict, bool]:
+    """Images (N, H, W) uint8 and labels (N,) of each part. Their fingerprint is known."""
+    parts = {}
+    for name in ("train", "test"):
+        part = torchvision.datasets.FashionMNIST(folder, train=name == "train", download=download)
+        parts[name] = (part.data.numpy(), part.targets.numpy())
+    return parts, False
 
 
 # >>> shared: spinal (origin MNIST/mnist.py; edit there, then: make sync)
+def hidden_layer(inputs: int, width: int, dropout: float, batch_norm: bool) -> nn.Module:
+    """(N, inputs) -> (N, width)"""
+    norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, width), norm, nn.ReLU())
+
+
 class SpinalLayers(nn.Module):
-    """The hidden layers of a SpinalNet (paper, section III; spec mnist.md 1.1): (N, features) -> (N, layers * width).
-    The input is cut into halves A, B. Layer k sees one half (A, B, A, B, ...) and, from the second on, the output of
-    layer k - 1, in this order. All outputs are joined, the first layer's first. Dropout and batch norm: flavour DBR.
+    """The hidden layers of a SpinalNet (paper, section III): (N, features) -> (N, layers * width).
+
+    The features are cut into two halves, A and B. The first layer sees A. Each later layer sees B,
+    A, B, ... in turns, followed by the output of the layer before it. All outputs are joined.
     """
 
-    def __init__(self, features: int, layers: int, width: int, dropout: float = 0.0, batch_norm: bool = False):
+    def __init__(
+        self, features: int, layers: int, width: int, dropout: float = 0.0, batch_norm: bool = False
+    ):
         super().__init__()
         self.half = features // 2
-        self.hidden = nn.ModuleList(nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(self.half + (width if k else 0), width),
-            nn.BatchNorm1d(width) if batch_norm else nn.Identity(), nn.ReLU()) for k in range(layers))
+        self.hidden = nn.ModuleList()
+        for k in range(layers):
+            inputs = self.half if k == 0 else self.half + width
+            self.hidden.append(hidden_layer(inputs, width, dropout, batch_norm))
 
     def forward(self, x: Tensor) -> Tensor:
-        halves, outputs = x.split(self.half, 1), []
-        for k, layer in enumerate(self.hidden):
-            outputs.append(layer(torch.cat([halves[k % 2], *outputs[-1:]], 1)))
+        halves = x.split(self.half, 1)
+        outputs = [self.hidden[0](halves[0])]
+        for k, layer in enumerate(self.hidden[1:], start=1):
+            outputs.append(layer(torch.cat([halves[k % 2], outputs[-1]], 1)))
         return torch.cat(outputs, 1)
+
+
 # <<< shared: spinal
 
 
-# >>> shared: transfer_training (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
-def recipe_of(network: str, protocol: str) -> dict:
-    corrected = CORRECTED["all"] | CORRECTED.get(network, {}) if protocol == "corrected" else {}
-    return COMMON | RECIPES[network] | corrected
+# >>> shared: transfer_script (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
+RECIPES = {(row.network, row.head): row for row in ROWS}
+NETWORKS = list(dict.fromkeys(row.network for row in ROWS))
+HEADS = ["fc", "spinal"]
+# Settings that the command line can change, and their marks in the names of logs.
+MARKS = {
+    "epochs": "e",
+    "batch_size": "b",
+    "learning_rate": "lr",
+    "limit": "limit",
+    "weights": "w",
+    "freeze": "freeze",
+    "image_size": "px",
+    "precision": "",
+}
+FINGERPRINTS = {  # of known images and labels
+    "06b0d1f124c4e5fa": "MNIST",
+    "ca3ab2a37f845e1b": "Fashion-MNIST",
+    "80387ddb9a0edf3f": "CIFAR-10",
+    "8094c640e96e98aa": "Hymenoptera",  # scaled to a shorter side of 256 pixels
+}
+FLAVOURS = {  # of the published Spinal heads: dropout, batch norm, activation
+    "R": (0.0, False, nn.ReLU),
+    "DBR": (0.5, True, nn.ReLU),
+    "LIN": (0.0, False, nn.Identity),
+    "LEAKY": (0.0, False, nn.LeakyReLU),
+}
+NUMBERS = {  # arguments of the command line: lowest value, default, help
+    "layers": (1, None, "hidden layers of the Spinal head; default: as published"),
+    "width": (1, None, "neurons in each of them; default: as published"),
+    "epochs": (1, None, "default: as published; stages share them in proportion"),
+    "batch-size": (2, None, "of all processes together; default: as published"),
+    "image-size": (16, None, "a quick try with smaller images; default: as published"),
+    "limit": (4, None, "use only LIMIT images of each part: a quick try"),
+    "seed": (0, 0, "of the first run; default: 0"),
+    "runs": (1, 1, "with seeds SEED, SEED + 1, ...; default: 1"),
+    "workers": (0, min(8, os.cpu_count() or 1), "processes that make views; default: %(default)s"),
+}
+SWITCHES = {
+    "freeze": "train the head alone",
+    "no-download": "use the data and weights that are there",
+    "fetch-only": "get and check data and weights, train nothing",
+    "save-weights": "keep the network in results/weights",
+    "quiet": "print results only",
+    "overwrite": "delete what earlier runs left, and start anew",
+}
 
 
-def seed_of(*purpose: object) -> int:
-    """A seed that is a pure function of its purpose: nothing random has to be stored in order to resume."""
-    return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest(), "big") >> 1
+def recipe_of(network: str, head: str, protocol: str, **changes) -> Recipe:
+    """The recipe of a network and a head under this protocol, with those changes that are set."""
+    recipe = replace(RECIPES[network, head], protocol=protocol)
+    if protocol != "published":
+        recipe = PROTOCOLS[protocol](recipe)
+    return replace(recipe, **{key: x for key, x in changes.items() if x is not None})
 
 
-def shuffled(count: int, *purpose: object) -> Tensor:
+def head_name(recipe: Recipe) -> str:
+    """fc, spinal4x20, ..."""
+    return f"spinal{recipe.layers}x{recipe.width}" if recipe.head == "spinal" else "fc"
+
+
+class Process(NamedTuple):
+    """This process: the only one, or one of those that torchrun starts to train together."""
+
+    device: torch.device
+    rank: int  # 0: this one prints and writes files
+    count: int  # of the processes that train together
+    workers: int  # processes that make views for this one
+    quiet: bool  # it prints no progress
+
+
+def seed_of(*purpose) -> int:
+    """A seed made of its purpose, such as (0, "data", 5), so that no random state is saved."""
+    digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def shuffled(count: int, *purpose) -> Tensor:
+    """The numbers from 0 to count - 1 in an order that depends on the purpose alone."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(*purpose)))
 
 
-class Views(Dataset):
-    """Views (3, S, S) uint8 of images, with labels. What is drawn for image k is a pure function of (*draws, k)."""
+def open_image(image: numpy.ndarray | str) -> Image.Image:
+    """An RGB image from pixels or a file. Raises ValueError if the file cannot be used."""
+    if not isinstance(image, str):
+        return Image.fromarray(image).convert("RGB")
+    try:
+        with Image.open(image) as file:
+            if file.mode.startswith(("I", "F")):  # Pillow would turn most of it white
+                raise ValueError(f"it has more than 8 bits a channel (mode {file.mode})")
+            return file.convert("RGB")
+    except Exception as error:  # PIL raises exceptions of many kinds
+        raise ValueError(f"{image} cannot be used: {error}") from error
 
-    def __init__(self, images: numpy.ndarray, labels: numpy.ndarray, steps: str, recipe: dict):
-        self.images, self.labels, self.draws, made = images, labels, (), []
-        for name, *values in recipe[steps]:  # torchvision's transforms of these names; --image-size scales their sizes
+
+class Views(Dataset):
+    """Views (3, S, S) uint8 of images (N, H, W) or (N, H, W, 3) uint8 or files, labels, indexes.
+
+    steps: names and arguments of torchvision's transforms; scale: of the sizes among them
+    What is drawn for image k depends on `draws` and k alone.
+    """
+
+    def __init__(self, images: numpy.ndarray, labels: numpy.ndarray, steps: list, scale: float):
+        self.images = images
+        self.labels = labels
+        self.draws = ()
+        made = []
+        for name, *values in steps:
             if name.endswith(("Resize", "Crop")):
-                pixels = numpy.multiply(values[0], recipe["image_size"] / COMMON["image_size"])
-                values[0] = numpy.rint(pixels).astype(int).tolist()
+                values[0] = numpy.rint(numpy.multiply(values[0], scale)).astype(int).tolist()
             made.append(getattr(transforms, name)(*values))
         self.view = transforms.Compose([*made, transforms.PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, k: int) -> tuple[Tensor, int]:
-        image = self.images[k]  # pixels or the name of a file
-        try:
-            pixels = (Image.open(image) if isinstance(image, str) else Image.fromarray(image)).convert("RGB")
-        except Exception as error:  # PIL raises what it likes
-            raise ValueError(f"{image} cannot be read ({error}): fetch it anew or remove it") from None
+    def __getitem__(self, k: int) -> tuple[Tensor, int, int]:
+        image = open_image(self.images[k])
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of(*self.draws, k))  # the GPU's is that of dropout
-            return self.view(pixels), int(self.labels[k])
+            # This one is of the CPU only; that of the GPU is for dropout.
+            torch.default_generator.manual_seed(seed_of(*self.draws, k))
+            return self.view(image), int(self.labels[k]), k
 
 
-def load_data(options: argparse.Namespace, recipe: dict) -> argparse.Namespace:
-    """train, heldout or None, test as Views; facts for a log."""
+def identify(parts: dict, proved: bool, classes: int, quiet: bool) -> dict:
+    """Facts for the log. Raises ValueError if an image is damaged, or the data are others."""
+    digest = hashlib.sha256()
+    official = True
+    for name, (images, labels) in parts.items():
+        counts = numpy.bincount(labels, minlength=classes).tolist()
+        lacking = 0 in counts and name not in DEALT
+        if len(images) != len(labels) or len(counts) > classes or lacking:
+            raise ValueError(
+                f"{name}: {len(images)} images, {len(labels)} labels "
+                f"of {len(numpy.unique(labels))} classes, not {classes}"
+            )
+        official = official and IMAGES[name] in (None, len(labels), counts)
+        pixels = images.dtype == numpy.uint8
+        if pixels:
+            digest.update(images.tobytes() + labels.astype("u1").tobytes())
+            continue
+        bar = tqdm(images, f"checking {name}", leave=False, disable=quiet or None)
+        for file, label in zip(bar, labels, strict=True):
+            open_image(file)
+            content = Path(file).read_bytes()
+            place = "/".join([name, *Path(file).parts[-2:]])
+            digest.update(f"{place}\0{label}\0{len(content)}\0".encode() + content)
+    sha256 = digest.hexdigest()[:16]
+    dataset = FINGERPRINTS.get(sha256)
+    if dataset not in (None, DATASET):
+        raise ValueError(f"these are the images and labels of {dataset}")
+    verified = official and (proved or dataset == DATASET)
+    if official and pixels and not verified:
+        raise ValueError("its images or labels are not the official ones")
+    return {"sha256": sha256, "official": official, "verified": verified, "heldout": 0}
+
+
+def chosen(part: tuple, rows: Tensor) -> tuple:
+    """Images and labels of these rows, in the order that they have in the part."""
+    images, labels = part
+    rows = rows.sort().values.numpy()
+    return images[rows], labels[rows]
+
+
+def split(parts: dict, recipe: Recipe) -> dict:
+    """Holds out training images and limits their number, the same way in all runs."""
+    train = parts["train"]
+    if recipe.heldout_index is not None:
+        rows = torch.arange(len(train[1]))
+        held = rows % recipe.heldout == recipe.heldout_index
+        parts |= {"train": chosen(train, rows[~held]), "heldout": chosen(train, rows[held])}
+    if recipe.limit:  # folders hold class after class
+        for name, part in parts.items():
+            rows = shuffled(len(part[1]), "limit", name)[: recipe.limit]
+            parts[name] = chosen(part, rows)
+    if recipe.heldout and "heldout" not in parts:
+        train = parts["train"]
+        rows = shuffled(len(train[1]), "heldout")
+        count = max(1, len(rows) // recipe.heldout)
+        parts |= {"train": chosen(train, rows[count:]), "heldout": chosen(train, rows[:count])}
+    return parts
+
+
+def load_data(folder: Path, recipe: Recipe, download: bool, quiet: bool) -> tuple[dict, dict]:
+    """The parts of the data (train, test, perhaps heldout), checked and split, and facts for a log.
+
+    Raises ValueError if they cannot be had or are wrong.
+    """
+    socket.setdefaulttimeout(60)  # seconds without a byte, after which a download has failed
     try:
-        parts = {name: list(map(numpy.asarray, part)) for name, part in read_parts(options).items()}
-        digest, classes = hashlib.sha256(), set(range(recipe["classes"]))
-        for name, (images, labels) in parts.items():
-            found, files = set(labels.tolist()), images.dtype.kind == "U"
-            if len(images) != len(labels) or found - classes or name == "train" and found != classes:
-                raise ValueError(f"{name}: {len(images)} images of {len(found)} classes, not {len(classes)}")
-            for file, label in zip(images, labels) if files else ():
-                content, place = Path(file).read_bytes(), "/".join([name, *Path(file).parts[-2:]])
-                digest.update(f"{place}\0{label}\0{len(content)}\0".encode() + content)
-            digest.update(b"" if files else images.tobytes() + labels.astype("u1").tobytes())
-        content, official = digest.hexdigest()[:16], all(IMAGES[x] in (None, len(parts[x][1])) for x in parts)
-        if official and content != (FINGERPRINT or content):
-            raise ValueError("not the official content")
-    except Exception as error:  # missing, damaged and foreign files make torchvision raise what they like
-        raise ValueError(f"{DATASET} cannot be had in {options.data_dir} ({error!r}): {WHERE}") from error
-    for name, part in parts.items() if options.limit else ():  # folders hold class after class
-        rows = shuffled(len(part[1]), "limit", name)[: options.limit].sort()[0].numpy()
-        parts[name] = [x[rows] for x in part]
-    if options.protocol == "corrected" and "heldout" not in parts:  # (Q7)
-        order = shuffled(len(parts["train"][1]), "heldout")
-        rows = order.tensor_split([max(1, len(order) // 10)])
-        parts["heldout"], parts["train"] = ([x[index.sort()[0].numpy()] for x in parts["train"]] for index in rows)
-    data = {name: Views(*part, "augmentation" if name == "train" else "evaluation", recipe)
-            for name, part in parts.items()}
-    facts = {name: len(data.get(name, ())) for name in ("train", "heldout", "test")}
-    return argparse.Namespace(**{"heldout": None} | data, facts=facts | {"sha256": content, "official": official})
+        parts, proved = read_parts(folder, download)
+        facts = identify(parts, proved, recipe.classes, quiet)
+    except Exception as error:  # torchvision raises exceptions of many kinds
+        reason = str(error).partition(" You can use download=True")[0] or repr(error)
+        raise ValueError(f"{DATASET} cannot be had in {folder} ({reason}): {WHERE}") from error
+    data = {}
+    row = recipe_of(recipe.network, recipe.head, recipe.protocol)
+    scale = recipe.image_size / row.image_size
+    for name, part in split(parts, recipe).items():
+        steps = recipe.augmentation if name == "train" else recipe.evaluation
+        data[name] = Views(*part, steps, scale)
+        facts[name] = len(part[1])
+    return data, facts
 
 
-FLAVOURS = {"R": (0.0, False, nn.ReLU), "DBR": (0.5, True, nn.ReLU), "LIN": (0.0, False, nn.Identity),
-            "LEAKY": (0.0, False, nn.LeakyReLU)}  # of the released Spinal heads: dropout, batch norm, activation
+class Output(nn.Linear):
+    """An output layer that computes in fp32: in bf16 two classes would often be equal."""
 
-
-class Output(nn.Linear):  # the output layer computes in fp32: in bf16 the outputs of two classes would often tie
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # meta: to count multiplications
+        # meta: without numbers, to count operations
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             return super().forward(x.float())
 
 
-def build_network(network: str, head: str | None, *, protocol: str = "published", width: int | None = None,
-                  layers: int | None = None, pretrained: bool = True, flavour: str | None = None) -> nn.Module:
-    """torchvision's network with a new head, on the CPU: (N, 3, S, S) -> logits (N, classes). Nothing is frozen.
-    head: "fc" or "spinal" (None: spinal). width, layers, flavour: of the Spinal head, None for the protocol's."""
-    recipe, parts = recipe_of(network, protocol), []
-    weights = torchvision.models.get_model_weights(network).IMAGENET1K_V1 if pretrained else None  # as published
+def load_trunk(network: str, pretrained: bool, download: bool) -> nn.Module:
+    """torchvision's network, on the CPU. Raises ValueError if its weights cannot be had."""
+    if not pretrained:
+        return torchvision.models.get_model(network)
+    weights = torchvision.models.get_model_weights(network).IMAGENET1K_V1  # as published
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
-        trunk = torchvision.models.get_model(network, weights=weights)
+        if not download and not file.exists():
+            raise ValueError("they are not there, and must not be downloaded now")
+        return torchvision.models.get_model(network, weights=weights)
     except Exception as error:  # a download fails in many ways
-        raise ValueError(f"the ImageNet weights of {network} cannot be had ({error!r}): check the network, or put "
-                         f"{weights.url} into {torch.hub.get_dir()}/checkpoints, or take --weights none") from error
-    trunk.place = "classifier" if hasattr(trunk, "classifier") else "fc"  # where the outputs are computed
-    features = next(x for x in getattr(trunk, trunk.place).modules() if isinstance(x, nn.Linear)).in_features
-    if head == "fc":
-        layers, width, dropout = recipe["fc"]
+        raise ValueError(
+            f"the ImageNet weights of {network} cannot be had ({error}): check the "
+            f"network, or put {weights.url} into {file.parent}, or take --weights none"
+        ) from error
+
+
+def build_head(recipe: Recipe, features: int) -> nn.Module:
+    """(N, features) -> logits (N, classes)"""
+    layers, width = recipe.layers, recipe.width
+    if recipe.head == "fc":
+        parts = []
         for _ in range(layers):
-            parts += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout)]
+            parts += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(recipe.fc_dropout)]
             features = width
     else:
-        layers, width, flavour = (ours or usual for ours, usual in zip((layers, width, flavour), recipe["spinal"]))
-        dropout, batch_norm, activation = FLAVOURS[flavour]
+        dropout, batch_norm, activation = FLAVOURS[recipe.flavour]
         spinal = SpinalLayers(features, layers, width, dropout, batch_norm)
         for layer in spinal.hidden:
             layer[-1] = activation()
-        if flavour == "LEAKY":  # calls its layers 3 and 4 again in place of 5 and 6, which stay unused (Q15)
+        if recipe.flavour == "LEAKY":
+            # It calls layers 3 and 4 again in place of 5 and 6, which stay unused (Q15).
             spinal.unused = spinal.hidden[4:].requires_grad_(False)
-            spinal.hidden = nn.ModuleList(spinal.hidden[k if k < 4 else 2 + k % 2] for k in range(layers))
-        parts, features = [spinal, nn.Dropout(dropout)], layers * width
-    new = nn.Sequential(*parts, nn.Linear(features, recipe["classes"]))
-    called = not recipe["head_ignored"]  # VGG never calls an attribute fc (Q1)
-    setattr(trunk, trunk.place if called else "fc", new if called else new.requires_grad_(False))
-    getattr(trunk, trunk.place)[-1].__class__ = Output  # also of a classifier with ImageNet's 1000 outputs
-    return trunk
+            spinal.hidden = spinal.hidden[:4] + spinal.hidden[2:4]
+        parts = [spinal, nn.Dropout(dropout)]
+        features = layers * width
+    return nn.Sequential(*parts, Output(features, recipe.classes))
 
 
-def sweep(model: nn.Module, part: Views, options: argparse.Namespace, recipe: dict, order: Tensor | None = None,
-          optimizer: torch.optim.Optimizer | None = None) -> tuple[float, float]:
-    """Learns from the images in this order, or without one tests them: mean loss and accuracy in per cent.
-    Under torchrun each process has its share of every batch, and a step is that of the whole batch."""
-    learn, device, processes, size = order is not None, options.device, options.processes, recipe["batch_size"]
-    batches = order.split(size) if learn else torch.arange(len(part)).split(2 * size)
-    if learn and len(batches[-1]) < 2 * processes:  # too small for batch norm: left out (Q14)
-        batches = batches[:-1]
-    shares = [x.tensor_split(processes)[options.rank].tolist() for x in batches]
-    loader = DataLoader(part, batch_sampler=list(filter(None, shares)), num_workers=options.workers,
-                        pin_memory=device.type == "cuda")
-    mean, std = (torch.tensor(recipe[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
-    model, totals = model.train(learn), torch.zeros(2, device=device)
-    for batch, (images, labels) in zip(batches, tqdm(loader, leave=False, disable=options.quiet or None)):
-        images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
-        images = images.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(mean).div_(std)
-        with torch.set_grad_enabled(learn), torch.autocast(device.type, torch.bfloat16, recipe["precision"] == "bf16"):
-            outputs = model(images)
-            loss = F.cross_entropy(outputs, labels, reduction="sum")
-        if learn:
-            optimizer.zero_grad(set_to_none=True)
-            (loss * (processes / len(batch))).backward()  # DistributedDataParallel takes the processes' mean
-            optimizer.step()
-        totals += torch.stack([loss.detach(), (outputs.argmax(1) == labels).sum()])
-    if processes > 1:
-        distributed.all_reduce(totals)
-        for buffer in model.buffers():  # statistics of batch norm: on CPUs each process has its own
-            distributed.broadcast(buffer, 0)
-    loss, correct = (totals / sum(map(len, batches))).tolist()
-    return loss, 100 * correct
+def network_of(recipe: Recipe, download: bool) -> nn.Module:
+    """Trunk and new head, on the CPU. `place` is the name of the part that makes the outputs."""
+    # The trunk comes first, so that it gets the same random weights with either head.
+    network = load_trunk(recipe.network, recipe.weights != "none", download)
+    network.place = "classifier" if hasattr(network, "classifier") else "fc"
+    linear = linear_layers(network)
+    head = build_head(recipe, linear[0].in_features)
+    if not recipe.head_ignored:
+        setattr(network, network.place, head)
+        return network
+    network.fc = head.requires_grad_(False)  # VGG never calls an attribute of this name (Q1)
+    output = Output(linear[-1].in_features, linear[-1].out_features)  # ImageNet's 1000
+    output.load_state_dict(linear[-1].state_dict())
+    network.classifier[-1] = output
+    return network
 
 
-def write(path: Path, lines: list[dict]) -> None:
-    """A log. Six digits keep a thousand of them small; JSON has no word for a number that is not finite."""
-    short = lambda x: x if not isinstance(x, float) else float(f"{x:.6g}") if math.isfinite(x) else None
+def linear_layers(network: nn.Module) -> list[nn.Linear]:
+    """Those of the part that makes the outputs."""
+    place = getattr(network, network.place)
+    return [module for module in place.modules() if isinstance(module, nn.Linear)]
+
+
+def build_network(
+    network: str,
+    head: str | None,
+    *,
+    protocol: str = "published",
+    width: int | None = None,
+    layers: int | None = None,
+    pretrained: bool = True,
+) -> nn.Module:
+    """torchvision's network with a new head, on the CPU: (N, 3, S, S) -> logits (N, classes).
+
+    width, layers: None for those of the paper's row; head: None for "spinal"
+    """
+    weights = None if pretrained else "none"
+    changes = {"width": width, "layers": layers, "weights": weights}
+    return network_of(recipe_of(network, head or "spinal", protocol, **changes), download=True)
+
+
+class Trainer:
+    """Trains and tests one network, together with the other processes if there are some.
+
+    Each process has its share of every batch, and a step is that of the whole batch.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, process: Process):
+        self.recipe = recipe
+        self.process = process
+        self.cuda = process.device.type == "cuda"
+        if recipe.freeze:
+            for name, part in network.named_children():
+                if name != network.place:
+                    part.requires_grad_(False)
+        network = network.to(process.device, memory_format=torch.channels_last)
+        if process.count > 1 and self.cuda:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network = network
+        self.model = DistributedDataParallel(network) if process.count > 1 else network
+        moments = torch.tensor([recipe.mean, recipe.std], device=process.device)
+        self.mean, self.std = moments.view(2, -1, 1, 1)
+        learning = [x for x in network.parameters() if x.requires_grad]
+        # Each epoch sets its rate.
+        self.optimizer = torch.optim.SGD(learning, momentum=recipe.momentum)
+
+    def epoch(self, part: Views, order: Tensor, rate: float, title: str) -> float:
+        """Trains on all images in this order. Returns the mean loss. title: of the progress bar"""
+        self.optimizer.param_groups[0]["lr"] = rate
+        batches = list(order.split(self.recipe.batch_size))
+        if len(batches[-1]) < 2 * self.process.count:  # too small for batch norm: left out (Q14)
+            batches.pop()
+        return self.sweep(self.model.train(), part, batches, title)[0]
+
+    def evaluate(self, part: Views, title: str) -> tuple[float, float, Tensor]:
+        """Mean loss, accuracy in per cent, and 1 or 0 for each image: is it classified rightly?"""
+        batches = torch.arange(len(part)).split(2 * self.recipe.batch_size)
+        loss, right = self.sweep(self.network.eval(), part, batches, title)
+        return loss, 100 * (right.sum() / len(part)).item(), right
+
+    def sweep(
+        self, model: nn.Module, part: Views, batches: list[Tensor], title: str
+    ) -> tuple[float, Tensor]:
+        """Mean loss, and 1 or 0 for each image. The model learns if it is in training mode."""
+        device, rank, count, workers, quiet = self.process
+        shares = [batch[rank::count].tolist() for batch in batches if len(batch) > rank]
+        loader = DataLoader(part, batch_sampler=shares, num_workers=workers, pin_memory=self.cuda)
+        # disable=None: no bar unless in a terminal
+        bar = tqdm(loader, title, leave=False, disable=quiet or None)
+        total = torch.zeros(1, device=device)  # loss
+        right = torch.zeros(len(part), device=device)  # 1: the network found its class
+        for batch, tensors in zip(batches, bar, strict=False):
+            images, labels, rows = [x.to(device, non_blocking=True) for x in tensors]
+            images = images.to(torch.float32, memory_format=torch.channels_last)
+            images = images.div_(255).sub_(self.mean).div_(self.std)
+            with (
+                torch.set_grad_enabled(model.training),
+                torch.autocast(device.type, torch.bfloat16, self.recipe.precision == "bf16"),
+            ):
+                outputs = model(images)
+                loss = F.cross_entropy(outputs, labels, reduction="sum")
+            if model.training:
+                self.optimizer.zero_grad()
+                # DistributedDataParallel takes the mean of the processes' gradients.
+                (loss * (count / len(batch))).backward()
+                self.optimizer.step()
+            total += loss.detach()
+            right[rows] = (outputs.argmax(1) == labels).float()
+        if count > 1:
+            distributed.all_reduce(total)
+            distributed.all_reduce(right)
+        return (total / sum(map(len, batches))).item(), right
+
+
+def rate_of(recipe: Recipe, epoch: int) -> tuple[float, bool]:
+    """The rate of an epoch (the first one is 1), and whether a stage begins with it."""
+    begin = 0
+    for factor, part in recipe.stages:
+        end = round(part * recipe.epochs)
+        if begin < epoch <= end:
+            k = epoch - begin - 1  # epochs of this stage before
+            rate = recipe.learning_rate * factor * 0.1 ** (k // 7)
+        begin = end
+    return rate, k == 0
+
+
+def provenance(process: Process) -> dict:
+    """The program and the machine: what else can change the last digits of a result."""
+    device = process.device
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    models = re.findall("model name.*: (.*)", text) or [platform.machine()]
+    script = Path(__file__).read_bytes().replace(b"\r\n", b"\n")
+    facts = {
+        "device": device.type,
+        "device_name": f"{models[0]} ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
+        "processes": process.count,
+        "script_sha256": hashlib.sha256(script).hexdigest()[:16],
+        "versions": {"torch": str(torch.__version__), "torchvision": torchvision.__version__},
+    }
+    if device.type == "cuda":
+        driver = Path("/proc/driver/nvidia/version")
+        facts |= {
+            "device_name": torch.cuda.get_device_name(),
+            "capability": list(torch.cuda.get_device_capability()),
+            "driver": driver.read_text().partition("\n")[0] if driver.exists() else None,
+            "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+            "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+        facts["versions"]["cudnn"] = torch.backends.cudnn.version()
+    return facts
+
+
+def write_log(path: Path, lines: list[dict]) -> None:
+    """Writes JSON lines. Numbers get six digits, or null if they are not finite."""
+    with path.open("w") as file:
+        for line in lines:
+            for key, x in line.items():
+                if isinstance(x, float):
+                    line = line | {key: float(f"{x:.6g}") if math.isfinite(x) else None}
+            file.write(json.dumps(line) + "\n")
+
+
+def replace_file(path: Path, temporary: Path) -> None:
+    """Gives a file its final name, once its content is safe on the disk."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(path: Path, tensors: dict) -> None:
+    """Writes tensors in one go: the process may be killed at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({key: short(x) for key, x in line.items()}) + "\n" for line in lines))
+    temporary = path.with_suffix(".tmp")
+    torch.save(tensors, temporary)
+    replace_file(path, temporary)
 
 
-def run(head: str, seed: int, data: argparse.Namespace, options: argparse.Namespace, recipe: dict) -> str:
-    """Trains one network, or goes on with it, unless its log is there. Returns its result beside the paper's."""
-    (layers, width, flavour), device, watched = recipe[head], options.device, "heldout" if data.heldout else "test"
-    label, flavour = ("fc", "") if head == "fc" else (f"spinal{layers}x{width}", flavour)
-    others = [*options.departures.values(), *["data" + data.facts["sha256"][:8]] * (not data.facts["official"])]
-    name = "-".join([options.network, label, options.protocol, *others, f"s{seed}"])
-    path = options.results_dir / "logs" / SCRIPT / f"{name}.jsonl"
-    part, checkpoint = path.with_suffix(".jsonl.part"), path.with_suffix(".pt")
-    finished = path.exists() and not options.overwrite
-    torch.manual_seed(seed_of(seed, "weights"))  # trunk, then head: both heads of a seed get the same trunk
-    network = build_network(options.network, head, protocol=options.protocol, layers=layers, width=width,
-                            pretrained=recipe["weights"] != "none" and not finished)
-    for key, parameter in network.named_parameters() if recipe["freeze"] else ():
-        parameter.requires_grad_(parameter.requires_grad and key.startswith(network.place))
-    network = network.to(device, memory_format=torch.channels_last)
-    if options.processes > 1 and device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    model = DistributedDataParallel(network) if options.processes > 1 else network
-    learning, rate = [x for x in network.parameters() if x.requires_grad], recipe["learning_rate"]
-    optimizer = torch.optim.SGD(learning, rate, momentum=0.9)
-    ends = [round(end * recipe["epochs"]) for _, end in recipe["stages"]]
-    stages = [[rate * x, end - begin] for (x, _), begin, end in zip(recipe["stages"], [0, *ends], ends)]
-    settings = {key: x for key, x in recipe.items() if key not in ("fc", "spinal")} | {
-        "dataset": DATASET, "network": options.network, "head": head, "layers": layers, "width": width,
-        "protocol": options.protocol, "flavour": flavour, "stages": stages, "optimizer": "SGD momentum 0.9",
-        "rate_rule": "x0.1 every 7 epochs of a stage", "selection": "heldout" if data.heldout else "best_test"}
-    provenance = dict(
-        script_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], device=device.type,
-        device_name=torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
-        threads=torch.get_num_threads(), processes=options.processes,
-        versions={x.__name__: str(x.__version__) for x in (torch, torchvision)})
-    called = [x for x in getattr(network, network.place).modules() if isinstance(x, nn.Linear)]
-    start = {
-        "event": "start", "schema": 2, "script": SCRIPT, "run": name, "seed": seed, "settings": settings,
-        "departures": sorted(options.departures), "parameters": sum(x.numel() for x in network.parameters()),
-        "fc_multiplications": sum(x.weight.numel() for x in called), "data": data.facts, "provenance": provenance}
-    state = {"lines": [start], "epoch": 0, "best": -1.0, "seconds": 0.0}
-    if checkpoint.exists() and not finished:
+def compare(old: dict, new: dict) -> bool:
+    """Are these first lines of two logs by the same text of the script?
+
+    Raises ValueError if settings or data differ.
+    """
+    names = []
+    for section in ("settings", "data"):
+        for key, value in new[section].items():
+            if old[section].get(key) != value and key != "verified":
+                names.append(key)
+    if names:
+        raise ValueError(f"it has other values of {', '.join(names)}")
+    return old["provenance"]["script_sha256"] == new["provenance"]["script_sha256"]
+
+
+@dataclass
+class Run:
+    """One network that is trained with one seed."""
+
+    recipe: Recipe
+    seed: int
+    data: dict[str, Views]
+    facts: dict  # about the data
+    process: Process
+    args: argparse.Namespace
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        self.watched = "heldout" if "heldout" in self.data else "test"
+        row = recipe_of(recipe.network, recipe.head, recipe.protocol)
+        departures = [key for key in MARKS if getattr(recipe, key) != getattr(row, key)]
+        label = f"{recipe.network}-{head_name(recipe)}"
+        parts = [label, recipe.protocol]
+        # A recipe of its own name is no row of the paper's tables, and has numbers of its own.
+        named = [] if recipe.protocol in ("published", "corrected") else ["protocol"]
+        for key in departures:
+            value = getattr(recipe, key)
+            parts.append(MARKS[key] if value is True else f"{MARKS[key]}{value}")
+        self.paper = {}  # published numbers, if this run can be compared with them
+        if not self.facts["official"]:
+            parts.append(f"data{self.facts['sha256'][:8]}")
+        elif not departures:
+            self.paper = PAPER.get(f"{label}-{recipe.protocol}" if named else label, {})
+        self.name = "-".join([*parts, f"s{self.seed}"])
+        results = self.args.results_dir.expanduser()
+        self.log = results / "logs" / SCRIPT / f"{self.name}.jsonl"
+        self.unfinished_log = self.log.with_suffix(".jsonl.part")
+        self.checkpoint = self.log.with_suffix(".pt")
+        self.weights = results / "weights" / SCRIPT / f"{self.name}.pt"
+        self.start = {
+            "event": "start",
+            "schema": 3,
+            "script": SCRIPT,
+            "run": self.name,
+            "seed": self.seed,
+            "settings": {"dataset": DATASET, **asdict(recipe)},
+            "departures": sorted(departures + named),
+            "data": self.facts,
+            "provenance": provenance(self.process),
+        }
+
+    def perform(self) -> float:
+        """Trains what is left to train, and prints the result. Returns the accuracy in per cent."""
+        if self.args.overwrite:
+            for file in (self.log, self.checkpoint, self.weights):
+                file.unlink(missing_ok=True)
+        if not self.log.exists():
+            self.prepare()
+        note = self.read_earlier()
+        if not note:
+            while self.state["epoch"] < self.recipe.epochs:
+                self.train_epoch()
+            self.finish()
+        if self.process.rank == 0:
+            self.print_result(note)
+        return self.end["selected_test_accuracy_pct"]
+
+    def read_earlier(self) -> str:
+        """Reads what an earlier run left. Returns a note if it was finished.
+
+        Raises ValueError if its log or checkpoint is damaged, or one of another run.
+        """
         try:
-            saved = torch.load(checkpoint, device, weights_only=True)
-            if saved["state"]["lines"][0] != start:
-                raise ValueError("other versions, settings or text of the script, or another device")
-            network.load_state_dict(saved["network"])
-            optimizer.load_state_dict(saved["optimizer"])
-            state = saved["state"]
-            print(f"{name} goes on after epoch {state['epoch']}", file=sys.stderr)
-        except Exception as error:  # torch.load raises what it likes
-            print(f"{name} begins anew, its checkpoint cannot be used: {error}", file=sys.stderr)
-    schedule = [(rate * 0.1 ** (k // 7), k == 0) for rate, epochs in stages for k in range(epochs)]
-    for epoch, (rate, fresh) in list(enumerate(schedule, 1))[len(schedule) if finished else state["epoch"] :]:
-        began = time.monotonic()
-        if fresh and epoch > 1:  # a new stage; the best is over all of them (Q8: published: of the last)
-            network.load_state_dict(state["best_weights"])
-            optimizer = torch.optim.SGD(learning, rate, momentum=0.9)
-        optimizer.param_groups[0]["lr"] = rate
-        data.train.draws = seed, "view", epoch  # the order and the views are the same for both heads
-        torch.manual_seed(seed_of(seed, "dropout", epoch, *[options.rank] * (options.rank > 0)))
-        order = shuffled(len(data.train), seed, "data", epoch)
-        train_loss, _ = sweep(model, data.train, options, recipe, order, optimizer)
-        loss, accuracy = sweep(network, getattr(data, watched), options, recipe)
-        if accuracy > state["best"]:
-            state |= {"best": accuracy, "best_epoch": epoch, "best_weights": copy.deepcopy(network.state_dict())}
-        seconds = time.monotonic() - began
-        state |= {"epoch": epoch, "seconds": state["seconds"] + seconds}
-        state["lines"].append({
-            "event": "epoch", "epoch": epoch, "learning_rate": rate, "train_loss": train_loss,
-            f"{watched}_loss": loss, f"{watched}_accuracy_pct": accuracy, "seconds": seconds})
-        if options.rank == 0:
-            write(part, state["lines"])
-            torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "state": state},
-                       path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), checkpoint)
-        if not options.quiet:
-            print(f"{name} epoch {epoch}/{recipe['epochs']}: train loss {train_loss:.4f}, {watched} {accuracy:.2f} %, "
-                  f"rate {rate:.2g}, {seconds:.1f} s, {seconds * (recipe['epochs'] - epoch):.0f} s left", flush=True)
-    if not finished:
-        last, selected = state["lines"][-1].get("test_accuracy_pct"), state["best"]
-        if watched == "heldout":
-            last = sweep(network, data.test, options, recipe)[1]
-            network.load_state_dict(state["best_weights"])
-            selected = sweep(network, data.test, options, recipe)[1]
-    if options.rank > 0:
+            if self.log.exists():
+                return self.read_end()
+            if self.checkpoint.exists():
+                self.resume()
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # damaged files raise exceptions of many kinds
+            reason = error if type(error) is ValueError else "it is damaged"
+            raise ValueError(
+                f"the log or checkpoint of {self.name} in {self.log.parent} cannot be used: "
+                f"{reason}; --overwrite starts anew"
+            ) from error
         return ""
-    if not finished:
-        write(part, state["lines"] + [{
-            "event": "end", "epochs": state["epoch"],
-            "outcome": "finished" if math.isfinite(state["lines"][-1]["train_loss"]) else "diverged",
-            "best_epoch": state["best_epoch"], f"best_{watched}_accuracy_pct": state["best"],
-            "last_test_accuracy_pct": last, "selected_epoch": state["best_epoch"],
-            "selected_test_accuracy_pct": selected, "seconds": state["seconds"],
-            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}])
-        if options.save_weights:
-            (folder := options.results_dir / "weights" / SCRIPT).mkdir(parents=True, exist_ok=True)
-            torch.save(state["best_weights"], folder / checkpoint.name)
-        os.replace(part, path)
-    first, *_, end = [json.loads(line) for line in path.read_text().splitlines()]
-    if first["provenance"]["script_sha256"] != provenance["script_sha256"]:
-        raise ValueError(f"{path} was made by another text of this script: run again with --overwrite")
-    checkpoint.unlink(missing_ok=True)
-    titles, *rows = [[x.strip() for x in line.split("|")] for line in __doc__.splitlines() if line.startswith("|")]
-    title = f"Spinal {layers} x {width}" if flavour else f"FC {width}, {width}" if layers else "FC output only"
-    paper = "".join(f"; {what}: {x}" for row in rows if row[1:3] == [options.network, title] and not others
-                    for what, x in zip(titles[3:-2], row[3:-2]))
-    note = "; its new head is never called, both heads give this (Q1)" * recipe["head_ignored"]
-    old = f"already finished {end['ended']} on {first['provenance']['device_name']} (--overwrite: again): " * finished
-    return f"{old}{DATASET} {name}: {end['selected_test_accuracy_pct']:.2f} %{paper}{note}. Log: {path}"
+
+    def read_end(self) -> str:
+        """Reads the finished log. Returns a note about it."""
+        lines = self.log.read_text().splitlines()
+        first, self.end = json.loads(lines[0]), json.loads(lines[-1])
+        note = f"already finished {self.end['ended']} on {first['provenance']['device_name']}"
+        if not compare(first, self.start):
+            note += " by another version of this script"
+        if self.args.save_weights and not self.weights.exists():
+            raise ValueError("its weights were not saved")
+        return f"{note} (--overwrite runs it again): "
+
+    def prepare(self) -> None:
+        """Builds the network and the state before the first epoch."""
+        torch.manual_seed(seed_of(self.seed, "weights"))
+        network = network_of(self.recipe, not self.args.no_download)
+        self.start["parameters"] = sum(x.numel() for x in network.parameters())
+        self.start["fc_multiplications"] = sum(x.weight.numel() for x in linear_layers(network))
+        self.trainer = Trainer(network, self.recipe, self.process)
+        # lines: of the log; epoch: the last finished one; best: accuracy
+        self.state = {"lines": [self.start], "epoch": 0, "best": -1.0, "seconds": 0.0}
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint."""
+        saved = torch.load(self.checkpoint, self.process.device, weights_only=True)
+        if not compare(saved["state"]["lines"][0], self.start):
+            raise ValueError("it was made by another version of this script")
+        self.trainer.network.load_state_dict(saved["network"])
+        self.trainer.optimizer.load_state_dict(saved["optimizer"])
+        self.state = saved["state"]
+        epoch = self.state["epoch"]
+        line = {"event": "resume", "epoch": epoch, "provenance": self.start["provenance"]}
+        self.state["lines"].append(line)
+        if self.process.rank == 0:
+            print(f"{self.name} goes on after epoch {epoch}", file=sys.stderr)
+
+    def train_epoch(self) -> None:
+        """Trains, tests and saves one epoch."""
+        began = time.monotonic()
+        state, trainer, rank = self.state, self.trainer, self.process.rank
+        epoch = state["epoch"] + 1
+        rate, new_stage = rate_of(self.recipe, epoch)
+        if new_stage and epoch > 1:
+            trainer.network.load_state_dict(state["best_weights"])
+            trainer.optimizer.state.clear()  # the momentum of earlier steps
+            if self.recipe.best_of_stage:
+                state["best"] = -1.0
+        title = f"epoch {epoch}/{self.recipe.epochs}"
+        # The head is not in these seeds: both heads get the same views in the same order.
+        self.data["train"].draws = (self.seed, "view", epoch)
+        order = shuffled(len(self.data["train"]), self.seed, "data", epoch)
+        torch.manual_seed(seed_of(self.seed, "dropout", epoch) + rank)
+        train_loss = trainer.epoch(self.data["train"], order, rate, title)
+        loss, accuracy, right = trainer.evaluate(self.data[self.watched], f"{title}, test")
+        if accuracy > state["best"]:
+            state |= {"best": accuracy, "best_epoch": epoch, "right": right}
+            state["best_weights"] = copy.deepcopy(trainer.network.state_dict())
+        seconds = time.monotonic() - began
+        state["seconds"] += seconds
+        state |= {"epoch": epoch, "last": (train_loss, accuracy)}
+        line = {"event": "epoch", "epoch": epoch, "learning_rate": rate, "train_loss": train_loss}
+        line |= {f"{self.watched}_loss": loss, f"{self.watched}_accuracy_pct": accuracy}
+        state["lines"].append(line | {"seconds": seconds})
+        if rank == 0:
+            saved = {"state": state, "network": trainer.network.state_dict()}
+            save(self.checkpoint, saved | {"optimizer": trainer.optimizer.state_dict()})
+            write_log(self.unfinished_log, state["lines"])
+        if not self.process.quiet:
+            left = seconds * (self.recipe.epochs - epoch) / 60
+            print(
+                f"{title}: train loss {train_loss:.4f}, {self.watched} {accuracy:.2f} %, "
+                f"rate {rate:.2g}, {seconds:.1f} s, {left:.0f} min left",
+                flush=True,
+            )
+
+    def finish(self) -> None:
+        """Tests the epoch that is reported, and writes the log with its last line."""
+        state, trainer = self.state, self.trainer
+        train_loss, last = state["last"]
+        selected, right = state["best"], state["right"]
+        if self.watched == "heldout":  # the test images have not been used yet
+            last = trainer.evaluate(self.data["test"], "test of the last epoch")[1]
+            trainer.network.load_state_dict(state["best_weights"])
+            _, selected, right = trainer.evaluate(self.data["test"], "test of the selected epoch")
+        bits = numpy.packbits(right.bool().cpu().numpy())
+        self.end = {
+            "event": "end",
+            "epochs": state["epoch"],
+            "best_epoch": state["best_epoch"],
+            "selected_epoch": state["best_epoch"],
+            "outcome": "finished" if math.isfinite(train_loss) else "diverged",
+            f"best_{self.watched}_accuracy_pct": state["best"],
+            "last_test_accuracy_pct": last,
+            "selected_test_accuracy_pct": selected,
+            "test_correct": base64.b64encode(bits).decode(),
+            "seconds": state["seconds"],
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        if self.process.rank > 0:
+            return
+        write_log(self.unfinished_log, [*state["lines"], self.end])
+        if self.args.save_weights:
+            save(self.weights, state["best_weights"])
+        replace_file(self.log, self.unfinished_log)
+        self.checkpoint.unlink(missing_ok=True)
+
+    def print_result(self, note: str) -> None:
+        """Prints the accuracy beside the paper's. note: what to say before it"""
+        text = f"{note}{DATASET} {self.name}: {self.end['selected_test_accuracy_pct']:.2f} %"
+        if self.paper:
+            numbers = ", ".join(f"{key} {x:.2f}" for key, x in self.paper.items())
+            text += f" (paper, as published: {numbers})"
+        if self.recipe.head_ignored:
+            text += "; its new head is never called, both heads give this (Q1)"
+        if not self.facts["official"]:
+            text += "; not the official images"
+        elif not self.facts["verified"]:
+            text += "; images not verified"
+        weights = f". Weights: {self.weights}" if self.args.save_weights else ""
+        print(f"{text}. Log: {self.log}{weights}", flush=True)
 
 
-def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
-    """The command line, and the recipe with its changes; `departures`: these changes, as in the log's name."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, whole, flag = parser.add_argument, {"type": int, "metavar": "N"}, {"action": "store_true"}
-    add("--network", choices=RECIPES, default=next(iter(RECIPES)), help="default: %(default)s")
-    add("--head", choices=("fc", "spinal", "both"), default="both", help="default: both, on the same batches")
-    add("--layers", **whole, help="hidden layers of the Spinal head; default: as published")
-    add("--width", **whole, help="neurons of each of them; default: as published")
-    add("--protocol", choices=("published", "corrected"), default="published", help="see above; default: published")
-    add("--weights", choices=("imagenet1k_v1", "none"), default="imagenet1k_v1", help="none: from scratch")
-    add("--freeze", **flag, help="train the head alone (as published nothing is frozen)")
-    add("--epochs", **whole, help="default: as published; stages share them in proportion")
-    add("--batch-size", **whole, help="of all processes together; default: as published")
-    add("--lr", type=float, dest="learning_rate", metavar="RATE", help="first learning rate; default: as published")
-    add("--seed", **whole, default=0, help="first seed; default: 0")
-    add("--runs", **whole, default=1, help="repeat with seeds seed..seed+N-1; default: 1")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32; bf16 is never the paper's row")
-    add("--image-size", **whole, help="a smoke run on smaller images; default: as published")
-    add("--limit", **whole, help="only N images of each part: a smoke run")
-    add("--workers", **whole, default=min(8, os.cpu_count() or 1), help="processes that make views; changes no number")
-    add("--device", default="auto", metavar="NAME", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1")
-    add("--data-dir", type=Path, default="data", metavar="DIR", help="default: data")
-    add("--results-dir", type=Path, default="results", metavar="DIR", help="default: results")
-    add("--no-download", **flag, help="use the data that are there")
-    add("--fetch-only", **flag, help="fetch data and weights, train nothing")
-    add("--save-weights", **flag, help="keep the weights of the reported epoch in results/weights/")
-    add("--quiet", **flag, help="print the results only")
-    add("--overwrite", **flag, help="run again what is already finished")
-    options = parser.parse_args(argv)
-    low = dict(layers=1, width=1, epochs=1, batch_size=2, runs=1, limit=4, learning_rate=1e-9, image_size=16, workers=0)
-    for key, least in low.items():
-        if getattr(options, key) is not None and not least <= getattr(options, key) < 1e6:
-            parser.error(f"--{key.replace('_', '-')} must be {least} or more and less than a million")
-    if options.head == "fc" and (options.layers or options.width):
-        parser.error("--layers and --width belong to the Spinal head: choose --head spinal or both with them")
-    recipe = recipe_of(options.network, options.protocol)
-    spinal = [ours or usual for ours, usual in zip((options.layers, options.width, None), recipe["spinal"])]
-    recipe |= dict(spinal=spinal, limit=None, precision="fp32", weights="imagenet1k_v1", freeze=False)
-    names = dict(epochs="e", batch_size="b", learning_rate="lr", limit="limit", weights="w", freeze="freeze",
-                 image_size="px", precision="")
-    given = {key: getattr(options, key) for key in names if getattr(options, key) not in (None, recipe[key])}
-    options.departures = {key: names[key] + str(x) * (x is not True) for key, x in given.items()}
-    return options, recipe | given
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line. A mistake ends the process with status 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--network", choices=NETWORKS, default=NETWORKS[0], help="default: %(default)s")
+    add("--head", choices=[*HEADS, "both"], default="both", help="default: both")
+    add(
+        "--protocol",
+        "--recipe",
+        choices=["published", *PROTOCOLS],
+        default="published",
+        help="see above; default: %(default)s",
+    )
+    add("--weights", choices=["imagenet1k_v1", "none"], help="none: start from random weights")
+    add(
+        "--precision",
+        choices=["fp32", "ieee", "bf16"],
+        default="fp32",
+        help="ieee: fp32 without TF32; default: %(default)s",
+    )
+    add("--lr", type=float, dest="learning_rate", help="of the first epoch; default: as published")
+    for name, (_, default, text) in NUMBERS.items():
+        add(f"--{name}", type=int, default=default, help=text)
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    add("--data-dir", type=Path, default="data", help="default: data")
+    add("--results-dir", type=Path, default="results", help="default: results")
+    for name, text in SWITCHES.items():
+        add(f"--{name}", action="store_true", help=text)
+    args = parser.parse_args(argv)
+    rate = args.learning_rate
+    if rate is not None and not 0 < rate < 10**6:
+        parser.error("--lr must be more than 0")
+    for name, (least, _, _) in NUMBERS.items():
+        value = getattr(args, name.replace("-", "_"))
+        if value is not None and not least <= value < 10**6:
+            parser.error(f"--{name} must be from {least} to 999999")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", args.device):
+        parser.error("--device must be auto, cpu, cuda, mps, or one of several GPUs: cuda:1")
+    if args.head == "fc" and (args.layers or args.width):
+        parser.error("--layers and --width belong to the Spinal head: choose --head spinal or both")
+    return args
+
+
+def this_process(args: argparse.Namespace) -> Process:
+    """This process, with the device that the command line names, ready for use."""
+    rank, count = 0, 1
+    name = args.device
+    if name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = torch.zeros(1, device=name).device  # raises an exception if there is none
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
+        if args.precision == "ieee":  # otherwise PyTorch's own choices
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # torchrun has set it
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        rank, count = distributed.get_rank(), distributed.get_world_size()
+    return Process(device, rank, count, args.workers, args.quiet or rank > 0)
+
+
+def choose_recipes(args: argparse.Namespace, process: Process) -> list[Recipe]:
+    """What the command line asks for: the recipe of each head."""
+    recipes = []
+    for head in HEADS if args.head == "both" else [args.head]:
+        changes = {key: x for key, x in vars(args).items() if key in MARKS}
+        if head == "spinal":
+            changes |= {"layers": args.layers, "width": args.width}
+        recipe = recipe_of(args.network, head, args.protocol, **changes)
+        if recipe.batch_size < 2 * process.count:
+            raise ValueError(f"{process.count} processes need a larger batch")
+        recipes.append(recipe)
+    return recipes
+
+
+def announce(
+    args: argparse.Namespace, recipes: list[Recipe], images: int, process: Process
+) -> None:
+    """Prints what will be trained, on what and where."""
+    recipe, device = recipes[0], process.device
+    heads = " and ".join(head_name(recipe) for recipe in recipes)
+    print(
+        f"{DATASET}, {args.network}, {args.protocol}: {heads}, {args.runs} run(s) of each,\n"
+        f"{recipe.epochs} epochs of {images:,} images of {recipe.image_size} pixels "
+        f"on {device} ({torch.get_num_threads()} threads)"
+    )
+    if device.type == "cpu" and not args.limit:
+        print("This takes days or weeks on a CPU: use a GPU, or try --limit 200 --epochs 2.")
+
+
+def print_difference(accuracies: list[float], papers: list[dict]) -> None:
+    """Prints by how much the Spinal head is ahead. The lists are of FC, Spinal, FC, Spinal, ..."""
+    seeds = len(accuracies) // 2
+    gain = (sum(accuracies[1::2]) - sum(accuracies[0::2])) / seeds
+    gain = round(gain, 2) + 0.0  # no -0.00
+    fc, spinal = [numbers.get("average") for numbers in papers[:2]]
+    paper = f"; paper: {spinal - fc:+.2f}" if fc and spinal else ""
+    print(f"Spinal - FC: {gain:+.2f} points (mean; number of seeds: {seeds}{paper})")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Does what the command line asks for."""
+    process = this_process(args)
+    recipes = choose_recipes(args, process)
+    # Several processes would write the same files.
+    download = not args.no_download and process.count == 1
+    data, facts = load_data(args.data_dir.expanduser(), recipes[0], download, process.quiet)
+    if args.fetch_only:
+        load_trunk(args.network, recipes[0].weights != "none", download)
+        return
+    if not process.quiet:
+        announce(args, recipes, facts["train"], process)
+    accuracies, papers = [], []
+    for seed in range(args.seed, args.seed + args.runs):
+        for recipe in recipes:
+            run = Run(recipe, seed, data, facts, process, args)
+            accuracies.append(run.perform())
+            papers.append(run.paper)
+    if len(recipes) == 2 and process.rank == 0:
+        print_difference(accuracies, papers)
+    if process.count > 1:
+        distributed.destroy_process_group()
+
+
+def explain(error: Exception) -> str:
+    """What went wrong, in one line."""
+    lines = (str(error) or repr(error)).splitlines()
+    line = lines[-1] if "Traceback" in str(error) else lines[0]  # of a process that makes views
+    if re.search("bus error|shared memory|/torch_", line, re.IGNORECASE):
+        return f"too little shared memory (/dev/shm): choose fewer --workers, or none: 0 ({line})"
+    return line
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 finished, 2 user's mistake, 130 Ctrl-C."""
-    options, recipe = parse_arguments(argv)
-    options.rank, options.processes = (int(os.environ.get(*x)) for x in (("RANK", 0), ("WORLD_SIZE", 1)))  # torchrun
-    socket.setdefaulttimeout(60)  # seconds without a byte after which a download counts as broken
+    """Exit status: 0 finished, 2 a mistake of the user, 130 stopped by Ctrl-C."""
+    args = parse_arguments(argv)
     try:
-        first = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        auto = first if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        name = {"auto": auto, "cuda": first}.get(options.device, options.device)
-        options.device = torch.zeros(1, device=name).device
-        cuda, size = options.device.type == "cuda", recipe["batch_size"]
-        if cuda:
-            torch.cuda.set_device(options.device)
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
-            torch.backends.cudnn.benchmark = True  # every step has the same shapes
-            if recipe["precision"] == "bf16" and torch.cuda.get_device_capability() < (8, 0):
-                raise ValueError("this GPU only emulates bf16: choose --precision fp32")
-        recipe["batch_norm_images"] = size if cuda else size // options.processes  # it is synchronised on CUDA only
-        if recipe["batch_norm_images"] != size:
-            options.departures["batch_norm"] = f"bn{recipe['batch_norm_images']}"
-        if size < 2 * options.processes:
-            raise ValueError(f"a batch of {size} is too small for {options.processes} processes")
-        options.no_download |= options.processes > 1  # they would write the same files
-        options.quiet |= options.rank > 0
-        data = load_data(options, recipe)
-        if options.fetch_only or options.processes > 1:  # before any process waits for another
-            build_network(options.network, None, pretrained=options.weights != "none")
-        if options.processes > 1:
-            distributed.init_process_group("nccl" if cuda else "gloo")
-        for seed in range(options.seed, options.seed + options.runs * (not options.fetch_only)):
-            for head in ("fc", "spinal") if options.head == "both" else [options.head]:
-                if result := run(head, seed, data, options, recipe):
-                    print(result, flush=True)
-        if options.processes > 1:
-            distributed.destroy_process_group()
-        return 0
+        reproduce(args)
     except KeyboardInterrupt:
-        print("stopped: the same command goes on after the last epoch that was saved", file=sys.stderr)
+        print("stopped: the same command, without --overwrite, goes on", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, RuntimeError, AssertionError) as error:
-        print("error:", *str(error).rpartition("Error: ")[2].split(), file=sys.stderr)  # of a loader the last line
+        print("error:", explain(error), file=sys.stderr)
         return 2
+    return 0
 
+
+# <<< shared: transfer_script
 
 if __name__ == "__main__":
     sys.exit(main())
-# <<< shared: transfer_training
