@@ -465,7 +465,8 @@ class Trainer:
         if recipe.optimizer == "Adam":
             self.optimizer = torch.optim.Adam(weights, rate, fused=True, capturable=self.cuda)
         else:
-            self.optimizer = torch.optim.SGD(weights, rate, recipe.momentum)
+            # Unfused it would read the rate back from the device, which no graph can record.
+            self.optimizer = torch.optim.SGD(weights, rate, recipe.momentum, fused=self.cuda)
 
     def outputs(self, images: Tensor) -> Tensor:
         """Log-probabilities (N, classes) of images (N, C, H, W) uint8."""
