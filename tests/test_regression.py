@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -403,68 +403,64 @@ def test_a_killed_process_ends_like_an_uninterrupted_one(tmp_path):
     assert [without_times(path)] == list(train(tmp_path / "whole", *flags).values())
 
 
-def change_checkpoint(path, change):
-    saved = torch.load(path)
-    change(saved["state"]["lines"][0])
-    torch.save(saved, path)
+CHANGES = {
+    "other learning_rate": lambda first: first["settings"].update(learning_rate=0.5),
+    "other data": lambda first: first["data"].update(sha256="0" * 16),
+    "another version": lambda first: first["provenance"].update(script_sha256="0" * 16),
+    "threads": lambda first: first["provenance"].update(threads=9, versions={"torch": "2.11"}),
+}
+
+
+def spoil(path, how):
+    """Changes the first line of a log or checkpoint, or cuts the file."""
+    content = path.read_bytes()
+    if how == "damaged: empty":
+        path.write_bytes(b"")
+    elif how == "damaged: cut":
+        path.write_bytes(content[: content.rstrip().rfind(b"\n") + 1])
+    elif path.suffix == ".pt":
+        saved = torch.load(path)
+        CHANGES[how](saved["state"]["lines"][0])
+        torch.save(saved, path)
+    else:
+        first, *rest = content.decode().splitlines(keepends=True)
+        first = json.loads(first)
+        CHANGES[how](first)
+        path.write_text(json.dumps(first) + "\n" + "".join(rest))
 
 
 def test_a_checkpoint_of_other_threads_and_versions_goes_on(tmp_path, monkeypatch, finished):
-    other = {"threads": 9, "versions": {"torch": "2.11"}, "device_name": "another"}
     path = stopped(tmp_path, monkeypatch)
-    change_checkpoint(path, lambda first: first["provenance"].update(other))
-    (lines,) = train(tmp_path, *SHORT).values()
-    assert lines == finished[1]
+    spoil(path, "threads")
+    assert train(tmp_path, *SHORT) == {LABEL: finished[1]}
     _, _, resume, *_ = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
     assert (resume["event"], resume["epoch"]) == ("resume", 1)
     assert resume["provenance"]["threads"] == 1
 
 
-CHANGES = {
-    "other learning_rate": lambda first: first["settings"].update(learning_rate=0.5),
-    "other data": lambda first: first["data"].update(sha256="0" * 16),
-    "another version": lambda first: first["provenance"].update(script_sha256="0" * 16),
-}
-
-
-@pytest.mark.parametrize("word", [*CHANGES, "damaged, cut", "damaged, empty"])
-def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(
-    tmp_path, monkeypatch, capsys, finished, word
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [
+        *[(".pt", how) for how in [*list(CHANGES)[:3], "damaged: cut", "damaged: empty"]],
+        *[(".jsonl", how) for how in [*list(CHANGES)[:2], "damaged: cut", "damaged: empty"]],
+    ],
+)
+def test_what_does_not_fit_is_refused_and_kept(
+    tmp_path, monkeypatch, capsys, finished, suffix, how
 ):
     path = stopped(tmp_path, monkeypatch)
-    if word in CHANGES:
-        change_checkpoint(path, CHANGES[word])
-    else:
-        os.truncate(path, 0 if "empty" in word else 1_000)
+    if suffix == ".jsonl":
+        log = path.with_suffix(".jsonl")
+        path.unlink()
+        path = shutil.copy(finished[0] / log.relative_to(tmp_path), log)
+    spoil(path, how)
     before = path.read_bytes()
-    command = [*SHORT, "--results-dir", str(tmp_path)]
     capsys.readouterr()
-    assert regression.main(command) == 2
+    assert regression.main([*SHORT, "--results-dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and word.partition(",")[0] in error and "--overwrite" in error
+    assert error.count("\n") == 1 and how.partition(":")[0] in error and "--overwrite" in error
     assert path.read_bytes() == before
-    assert train(tmp_path, *SHORT, "--overwrite") == {LABEL: finished[1]} and not path.exists()
-
-
-@pytest.mark.parametrize(
-    "word", ["other learning_rate", "other data", "damaged, cut", "damaged, empty", "weights"]
-)
-def test_a_finished_log_that_does_not_fit_is_refused_and_kept(tmp_path, capsys, finished, word):
-    path = tmp_path / f"logs/synthetic_regression/{LABEL}.jsonl"
-    path.parent.mkdir(parents=True)
-    lines = (finished[0] / path.relative_to(tmp_path)).read_text().splitlines(keepends=True)
-    if word in CHANGES:
-        first = json.loads(lines[0])
-        CHANGES[word](first)
-        lines[0] = json.dumps(first) + "\n"
-    if "damaged" in word:
-        lines = [] if "empty" in word else lines[:-1]
-    path.write_text("".join(lines))
-    save = ["--save-weights"] if word == "weights" else []
-    assert regression.main([*SHORT, *save, "--results-dir", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and word.partition(",")[0] in error and "--overwrite" in error
-    assert path.read_text() == "".join(lines)
+    assert train(tmp_path, *SHORT, "--overwrite") == {LABEL: finished[1]}
 
 
 def test_a_finished_run_is_shown_and_not_run_again(tmp_path, capsys, finished):
@@ -475,6 +471,10 @@ def test_a_finished_run_is_shown_and_not_run_again(tmp_path, capsys, finished):
     assert f"weights: {weights}" in said
     regression.build_network("mlp", "fc").load_state_dict(torch.load(weights))
     (path,) = tmp_path.glob("logs/*/*")
+    weights.rename(tmp_path / "elsewhere")
+    assert regression.main(command) == 2
+    assert "its weights were not saved" in capsys.readouterr().err
+    (tmp_path / "elsewhere").rename(weights)
     text = path.read_text().replace('"script_sha256": "', '"script_sha256": "0')
     path.write_text(text)
     assert regression.main(command) == 0
