@@ -5,7 +5,7 @@
 #   "tqdm>=4.66", "scipy>=1.11",
 # ]
 # ///
-"""Stanford Cars with ImageNet weights: FC head against SpinalNet head. Table III of arXiv 2007.03347.
+"""Stanford Cars, ImageNet weights: FC head against SpinalNet head. Table III of arXiv 2007.03347.
 
     python tl_stanford_cars.py                       FC output only, Spinal 4 x 196
     python tl_stanford_cars.py --network vgg19_bn    FC 4096, 4096 and Spinal 4 x 1024
@@ -69,8 +69,10 @@ except KeyboardInterrupt:
     sys.exit(130)
 except (ImportError, OSError) as error:
     reason = str(error).partition("\n")[0]
-    needed = "torch, torchvision, numpy, pillow, tqdm; `uv run` brings them"
-    print(f"error: {reason} (needed: {needed})", file=sys.stderr)
+    print(
+        f"error: {reason} (needed: torch, torchvision, numpy, pillow, tqdm; `uv run` brings them)",
+        file=sys.stderr,
+    )
     sys.exit(2)
 # <<< shared: transfer_imports
 
@@ -355,7 +357,7 @@ def identify(parts: dict, proved: bool, classes: int, quiet: bool) -> dict:
     for name, (images, labels) in parts.items():
         counts = numpy.bincount(labels, minlength=classes).tolist()
         lacking = 0 in counts and name not in DEALT
-        if len(images) != len(labels) or len(counts) > classes or lacking:
+        if lacking or len(counts) > classes or len(images) != len(labels):
             raise ValueError(
                 f"{name}: {len(images)} images, {len(labels)} labels "
                 f"of {len(numpy.unique(labels))} classes, not {classes}"
@@ -443,7 +445,7 @@ def load_trunk(network: str, pretrained: bool, download: bool) -> nn.Module:
     if not pretrained:
         return torchvision.models.get_model(network)
     weights = torchvision.models.get_model_weights(network).IMAGENET1K_V1  # as published
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    file = Path(f"{torch.hub.get_dir()}/checkpoints/{Path(weights.url).name}")
     try:
         if not download and not file.exists():
             raise ValueError("they are not there, and must not be downloaded now")
@@ -496,8 +498,8 @@ def network_of(recipe: Recipe, download: bool) -> nn.Module:
 
 def linear_layers(network: nn.Module) -> list[nn.Linear]:
     """Those of the part that makes the outputs."""
-    place = getattr(network, network.place)
-    return [module for module in place.modules() if isinstance(module, nn.Linear)]
+    modules = getattr(network, network.place).modules()
+    return [module for module in modules if isinstance(module, nn.Linear)]
 
 
 def build_network(
@@ -514,8 +516,10 @@ def build_network(
     width, layers: None for those of the paper's row; head: None for "spinal"
     """
     weights = None if pretrained else "none"
-    changes = {"width": width, "layers": layers, "weights": weights}
-    return network_of(recipe_of(network, head or "spinal", protocol, **changes), download=True)
+    recipe = recipe_of(
+        network, head or "spinal", protocol, width=width, layers=layers, weights=weights
+    )
+    return network_of(recipe, download=True)
 
 
 class Trainer:
@@ -527,13 +531,12 @@ class Trainer:
     def __init__(self, network: nn.Module, recipe: Recipe, process: Process):
         self.recipe = recipe
         self.process = process
-        self.cuda = process.device.type == "cuda"
         if recipe.freeze:
             for name, part in network.named_children():
                 if name != network.place:
                     part.requires_grad_(False)
         network = network.to(process.device, memory_format=torch.channels_last)
-        if process.count > 1 and self.cuda:
+        if process.count > 1 and process.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network
         self.model = DistributedDataParallel(network) if process.count > 1 else network
@@ -563,7 +566,9 @@ class Trainer:
         """Mean loss, and 1 or 0 for each image. The model learns if it is in training mode."""
         device, rank, count, workers, quiet = self.process
         shares = [batch[rank::count].tolist() for batch in batches if len(batch) > rank]
-        loader = DataLoader(part, batch_sampler=shares, num_workers=workers, pin_memory=self.cuda)
+        loader = DataLoader(
+            part, batch_sampler=shares, num_workers=workers, pin_memory=device.type == "cuda"
+        )
         # disable=None: no bar unless in a terminal
         bar = tqdm(loader, title, leave=False, disable=quiet or None)
         total = torch.zeros(1, device=device)  # loss
@@ -692,8 +697,7 @@ class Run:
         # A recipe of its own name is no row of the paper's tables, and has numbers of its own.
         named = [] if recipe.protocol in ("published", "corrected") else ["protocol"]
         for key in departures:
-            value = getattr(recipe, key)
-            parts.append(MARKS[key] if value is True else f"{MARKS[key]}{value}")
+            parts.append(f"{MARKS[key]}{getattr(recipe, key)}".removesuffix("True"))
         self.paper = {}  # published numbers, if this run can be compared with them
         if not self.facts["official"]:
             parts.append(f"data{self.facts['sha256'][:8]}")
@@ -701,10 +705,10 @@ class Run:
             self.paper = PAPER.get(f"{label}-{recipe.protocol}" if named else label, {})
         self.name = "-".join([*parts, f"s{self.seed}"])
         results = self.args.results_dir.expanduser()
-        self.log = results / "logs" / SCRIPT / f"{self.name}.jsonl"
+        self.log = results / f"logs/{SCRIPT}/{self.name}.jsonl"
         self.unfinished_log = self.log.with_suffix(".jsonl.part")
         self.checkpoint = self.log.with_suffix(".pt")
-        self.weights = results / "weights" / SCRIPT / f"{self.name}.pt"
+        self.weights = results / f"weights/{SCRIPT}/{self.name}.pt"
         self.start = {
             "event": "start",
             "schema": 3,
@@ -973,8 +977,7 @@ def announce(
 def print_difference(accuracies: list[float], papers: list[dict]) -> None:
     """Prints by how much the Spinal head is ahead. The lists are of FC, Spinal, FC, Spinal, ..."""
     seeds = len(accuracies) // 2
-    gain = (sum(accuracies[1::2]) - sum(accuracies[0::2])) / seeds
-    gain = round(gain, 2) + 0.0  # no -0.00
+    gain = round((sum(accuracies[1::2]) - sum(accuracies[0::2])) / seeds, 2) + 0.0  # no -0.00
     fc, spinal = [numbers.get("average") for numbers in papers[:2]]
     paper = f"; paper: {spinal - fc:+.2f}" if fc and spinal else ""
     print(f"Spinal - FC: {gain:+.2f} points (mean; number of seeds: {seeds}{paper})")
