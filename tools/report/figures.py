@@ -147,17 +147,17 @@ def forest(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
                 sets[item.dataset][title].append(item)
     if not sets:
         return None
-    size = (7.4, 0.6 + 0.72 * len(sets))
-    figure, grid = pyplot.subplots(
-        len(sets), len(COLUMNS), squeeze=False, sharex="row", layout="constrained", figsize=size
-    )
+    titles = [title for title in COLUMNS if any(title in columns for columns in sets.values())]
+    size = (1.4 + 2 * len(titles), 0.6 + 0.72 * len(sets))
+    shape = {"squeeze": False, "sharex": "row", "layout": "constrained", "figsize": size}
+    figure, grid = pyplot.subplots(len(sets), len(titles), **shape)
     for line, (name, columns) in zip(grid, sets.items(), strict=True):
-        for axes, title in zip(line, COLUMNS, strict=True):
+        for axes, title in zip(line, titles, strict=True):
             forest_panel(axes, first_treatment(columns[title], COLUMNS[title]))
         line[0].set_ylabel(name.replace(", ", ",\n"), rotation=0, ha="right", va="center")
         for axes in line[1:]:
             axes.set_yticklabels([])
-    for axes, title in zip(grid[0], COLUMNS, strict=True):
+    for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
     words = "Spinal minus FC, points of test accuracy; right of 0: Spinal ahead"
     figure.supxlabel(words, fontsize=8)

@@ -22,58 +22,33 @@ SCHEMAS = (1, 2, 3)
 LARGEST = 1e60  # a number beyond it is nonsense here, and its square would overflow
 
 
-def is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < LARGEST
-
-
-def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -LARGEST < value < LARGEST  # no NaN, no infinities
-
-
-def is_nullable(value: Any) -> bool:
-    return value is None or is_number(value)
-
-
-def is_accuracy(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 100
-
-
-def is_text(value: Any) -> bool:
-    return type(value) is str
-
-
-def is_filled(value: Any) -> bool:
-    return type(value) is str and value != ""
-
-
-def is_object(value: Any) -> bool:
-    return type(value) is dict
-
-
-def are_texts(value: Any) -> bool:
-    return type(value) is list and all(type(text) is str for text in value)
-
-
-def is_boolean(value: Any) -> bool:
-    return type(value) is bool
-
-
-def is_anything(value: Any) -> bool:
-    return True
-
-
-KINDS = {  # what a value must be, and the words that name it
-    "count": (is_count, "an integer, 0 or more"),
-    "number": (is_number, "a finite number"),
-    "nullable": (is_nullable, "a finite number or null"),
-    "accuracy": (is_accuracy, "a number from 0 to 100"),
-    "text": (is_text, "a string"),
-    "filled": (is_filled, "a string that is not empty"),
-    "object": (is_object, "an object"),
-    "texts": (are_texts, "a list of strings"),
-    "boolean": (is_boolean, "true or false"),
-    "any": (is_anything, "anything"),
+WORDS = {  # what a value must be, by the kinds that check_keys names
+    "count": "an integer, 0 or more",
+    "number": "a finite number",
+    "nullable": "a finite number or null",
+    "accuracy": "a number from 0 to 100",
+    "text": "a string",
+    "filled": "a string that is not empty",
+    "object": "an object",
+    "texts": "a list of strings",
+    "boolean": "true or false",
+    "any": "anything",
 }
+TYPES = {"text": str, "filled": str, "object": dict, "texts": list, "boolean": bool}
+RANGES = {"count": (0, LARGEST), "number": (-LARGEST, LARGEST), "accuracy": (0, 100)}
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value is what this kind wants; JSON's true is no number here."""
+    if kind == "any" or (kind == "nullable" and value is None):
+        return True
+    if kind in TYPES:
+        texts = kind != "texts" or type(value) is list and all(type(x) is str for x in value)
+        return type(value) is TYPES[kind] and texts and not (kind == "filled" and value == "")
+    low, high = RANGES[kind.replace("nullable", "number")]
+    return type(value) in ((int,) if kind == "count" else (int, float)) and low <= value <= high
+
+
 START = (
     "schema:count script:text run:text seed:count settings:object departures:texts "
     "parameters:count fc_multiplications:count data:object provenance:object"
@@ -190,9 +165,8 @@ def check_keys(line: int, record: dict[str, Any], spec: str, where: str = "") ->
         key, _, kind = part.partition(":")
         if key not in record:
             raise BadLog(line, f"{where}{key} is missing")
-        is_right, words = KINDS[kind]
-        if not is_right(record[key]):
-            raise BadLog(line, f"{where}{key} is not {words}")
+        if not fits(record[key], kind):
+            raise BadLog(line, f"{where}{key} is not {WORDS[kind]}")
 
 
 def refuse_constant(name: str) -> None:
