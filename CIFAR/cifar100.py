@@ -573,8 +573,8 @@ class Trainer:
         right = []
         # On a CPU, large batches of a large network spend their time on memory pages.
         size = 1_000 if self.cuda or self.recipe.network in SMALL else 100
-        for part, truth in zip(images.split(size), labels.split(size), strict=True):
-            outputs = self.outputs(part)
+        for part, truth in zip(images.split(1_000), labels.split(1_000), strict=True):
+            outputs = torch.cat([self.outputs(batch) for batch in part.split(size)])
             loss += F.nll_loss(outputs, truth, reduction="sum")
             right.append(outputs.argmax(1) == truth)
         return float(loss) / len(labels), torch.cat(right)
@@ -719,7 +719,7 @@ class Run:
                 note = self.read_end()
             elif self.checkpoint.exists():
                 self.resume()
-        except (MemoryError, torch.OutOfMemoryError):
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:  # damaged files raise exceptions of many kinds
             reason = error if type(error) is ValueError else "it is damaged"
@@ -810,10 +810,12 @@ class Run:
         u = float(torch.rand((), generator=generator, dtype=torch.float64))
         state["rate"] = next_rate(recipe, epoch, rate, accuracy, state["best"], u)
         if accuracy > state["best"]:
-            state |= {"best": accuracy, "best_epoch": epoch}
+            state["best"] = accuracy
+            state["best_epoch"] = epoch
             state["best_weights"] = copy.deepcopy(trainer.network.state_dict())
         seconds = time.monotonic() - began
-        state |= {"epoch": epoch, "train_loss": train_loss}
+        state["epoch"] = epoch
+        state["train_loss"] = train_loss
         line = {
             "event": "epoch",
             "epoch": epoch,
@@ -880,6 +882,7 @@ NUMBERS = {  # arguments of the command line that are whole numbers, 1 or more
     "epochs": "default: as published",
     "batch-size": "default: as published",
     "limit": "use the first LIMIT images: a quick try",
+    "runs": "with seeds SEED, SEED + 1, ...; default: 1",
 }
 SWITCHES = {
     "no-download": "use the data that are there",
@@ -905,19 +908,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--network", choices=NETWORKS, default=NETWORKS[0], help="default: %(default)s")
     add("--head", choices=[*HEADS, "both"], default="both")
-    add("--protocol", choices=["published", "corrected"], default="published", help="see above")
+    add("--protocol", choices=["published", "corrected"], default="published")
     for name, text in NUMBERS.items():
         add(f"--{name}", type=positive, help=text)
     add("--fc-dropout", type=float, help="before the output layer of either head")
     add("--lr", type=float, dest="learning_rate", help="of the first epoch; default: as published")
     add("--seed", type=int, default=0, help="of the first run; default: 0")
-    add("--runs", type=positive, default=1, help="with seeds SEED, SEED + 1, ...; default: 1")
     add("--precision", choices=["fp32", "ieee", "bf16"], default="fp32", help="ieee: no TF32")
     add("--device", default="auto", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--data-dir", type=Path, default="data", help="default: data")
     add("--results-dir", type=Path, default="results", help="default: results")
     for name, text in SWITCHES.items():
         add(f"--{name}", action="store_true", help=text)
+    parser.set_defaults(runs=1)
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error("--seed must be 0 or more")
@@ -935,7 +938,7 @@ def choose_device(args: argparse.Namespace) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # PyTorch's text may name twenty devices
+    except Exception as error:  # PyTorch's text may name twenty devices
         raise ValueError(f"--device {name} cannot be used on this computer") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # graphs and random states are those of the current device

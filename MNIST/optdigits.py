@@ -623,7 +623,7 @@ class Run:
                 note = self.read_end()
             elif self.checkpoint.exists():
                 self.resume()
-        except (MemoryError, torch.OutOfMemoryError):
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:  # damaged files raise exceptions of many kinds
             reason = error if type(error) is ValueError else "it is damaged"
@@ -714,10 +714,12 @@ class Run:
         u = float(torch.rand((), generator=generator, dtype=torch.float64))
         state["rate"] = next_rate(recipe, epoch, rate, accuracy, state["best"], u)
         if accuracy > state["best"]:
-            state |= {"best": accuracy, "best_epoch": epoch}
+            state["best"] = accuracy
+            state["best_epoch"] = epoch
             state["best_weights"] = copy.deepcopy(trainer.network.state_dict())
         seconds = time.monotonic() - began
-        state |= {"epoch": epoch, "train_loss": train_loss}
+        state["epoch"] = epoch
+        state["train_loss"] = train_loss
         line = {
             "event": "epoch",
             "epoch": epoch,
