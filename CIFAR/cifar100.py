@@ -810,12 +810,10 @@ class Run:
         u = float(torch.rand((), generator=generator, dtype=torch.float64))
         state["rate"] = next_rate(recipe, epoch, rate, accuracy, state["best"], u)
         if accuracy > state["best"]:
-            state["best"] = accuracy
-            state["best_epoch"] = epoch
+            state |= {"best": accuracy, "best_epoch": epoch}
             state["best_weights"] = copy.deepcopy(trainer.network.state_dict())
         seconds = time.monotonic() - began
-        state["epoch"] = epoch
-        state["train_loss"] = train_loss
+        state |= {"epoch": epoch, "train_loss": train_loss}
         line = {
             "event": "epoch",
             "epoch": epoch,

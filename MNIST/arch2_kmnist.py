@@ -291,7 +291,7 @@ def warp(images: Tensor, matrices: Tensor, mode: str) -> Tensor:
     x, y, z = (pixels @ matrices.float().to(images.device).transpose(1, 2)).unbind(2)
     grid = (torch.stack([x / z, y / z], 2) / (size / 2)).view(-1, size, size, 2)
     # Like torchvision: a white image is warped too, and darkens what lies partly outside.
-    white = torch.ones_like(images[:, :1], dtype=torch.float32)
+    white = torch.ones_like(images[:, :1]).float()
     both = torch.cat([images.float(), white], 1)
     both = F.grid_sample(both, grid, mode, align_corners=False)  # zeros from outside
     return (both[:, :-1] * both[:, -1:]).round().to(torch.uint8)
@@ -722,12 +722,10 @@ class Run:
         u = float(torch.rand((), generator=generator, dtype=torch.float64))
         state["rate"] = next_rate(recipe, epoch, rate, accuracy, state["best"], u)
         if accuracy > state["best"]:
-            state["best"] = accuracy
-            state["best_epoch"] = epoch
+            state |= {"best": accuracy, "best_epoch": epoch}
             state["best_weights"] = copy.deepcopy(trainer.network.state_dict())
         seconds = time.monotonic() - began
-        state["epoch"] = epoch
-        state["train_loss"] = train_loss
+        state |= {"epoch": epoch, "train_loss": train_loss}
         line = {
             "event": "epoch",
             "epoch": epoch,
