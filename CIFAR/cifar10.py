@@ -224,8 +224,8 @@ def next_rate(
 def read_part(folder: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32) uint8 and labels (N,) of the training or the test part."""
     part = torchvision.datasets.CIFAR10(folder, train=train, download=download)
-    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(part.targets)
+    images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
+    return images.contiguous(), torch.tensor(part.targets)
 
 
 def match_archives(folder: Path) -> bool:
@@ -418,9 +418,15 @@ def cnn(recipe: Recipe) -> tuple:
     layers = []
     channels = 3
     for first, second, dropout in [(32, 64, 0.0), (128, 128, 0.05), (256, 256, 0.0)]:
-        layers += [nn.Conv2d(channels, first, 3, padding=1), nn.BatchNorm2d(first), nn.ReLU()]
-        layers += [nn.Conv2d(first, second, 3, padding=1), nn.ReLU()]
-        layers += [nn.MaxPool2d(2), nn.Dropout2d(dropout)]
+        layers += [
+            nn.Conv2d(channels, first, 3, padding=1),
+            nn.BatchNorm2d(first),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Dropout2d(dropout),
+        ]
         channels = second
     trunk = nn.Sequential(*layers, nn.Flatten())
     width = recipe.width
