@@ -97,7 +97,8 @@ def treatment_of(spinal: Log, fc: Log) -> str:
     """How the heads are treated; nothing if they differ in dropout by a choice of ours."""
     p, q = (log.settings.get("fc_dropout") for log in (spinal, fc))
     chosen = "fc_dropout" in spinal.departures or "fc_dropout" in fc.departures
-    words = WORDS[spinal.settings["protocol"]]
+    protocol = spinal.settings["protocol"]
+    words = WORDS.get(protocol, f"recipe {protocol}")
     if "train_mode_epochs" in fc.departures:
         words += ", FC in training mode"
     if others := sorted({*spinal.departures, *fc.departures} - SHOWN):

@@ -55,12 +55,10 @@ START = (
 )
 SETTINGS = (
     "dataset:text network:text head:text layers:count width:count protocol:text epochs:count "
-    "batch_size:count learning_rate:number optimizer:any rate_rule:any selection:text "
-    "precision:text"
+    "batch_size:count learning_rate:number selection:text precision:text"
 )
 ALLOWED = {
     "head": ("fc", "spinal"),
-    "protocol": ("published", "corrected"),
     "precision": ("fp32", "ieee", "bf16"),
     "selection": ("last", "best_test", "heldout", "minimum"),
 }
@@ -191,19 +189,33 @@ def parse_line(line: int, text: bytes, last: bool) -> dict[str, Any]:
     return record
 
 
+def are_stages(value: Any) -> bool:
+    """A list of (rate or factor, epochs or part of them)."""
+    pairs = value if type(value) is list else []
+    return pairs != [] and all(
+        type(pair) is list and len(pair) == 2 and all(fits(x, "number") for x in pair)
+        for pair in pairs
+    )
+
+
 def check_settings(start: dict[str, Any]) -> None:
     """The settings, and the head that the name of the run says."""
     settings = start["settings"]
     check_keys(1, settings, SETTINGS, "settings.")
     if settings["dataset"] == "synthetic":
         check_keys(1, settings, "function:text noise:text", "settings.")
+    if "stages" not in settings:  # transfer scripts know one optimiser and one rule
+        check_keys(1, settings, "optimizer:any rate_rule:any", "settings.")
+    elif not are_stages(settings["stages"]) or not settings["learning_rate"]:
+        raise BadLog(1, "settings.stages is not a list of pairs of numbers above 0")
     for key, allowed in ALLOWED.items():
         if settings[key] not in allowed:
             raise BadLog(1, f"settings.{key} is none of {', '.join(allowed)}")
     head = f"fc({settings['width']})?"
     if settings["head"] == "spinal":
         head = f"spinal{settings['layers']}x{settings['width']}"
-    name = f"{re.escape(settings['network'])}-{head}-{settings['protocol']}-(.*-)?s{start['seed']}"
+    network, protocol = (re.escape(settings[key]) for key in ("network", "protocol"))
+    name = f"{network}-{head}-{protocol}-(.*-)?s{start['seed']}"
     if not re.fullmatch(name, start["run"], re.DOTALL):
         raise BadLog(1, "the name of the run does not fit its settings and seed")
 
@@ -255,7 +267,9 @@ def form_of(settings: dict[str, Any]) -> Form:
     return Form(epoch, end, watched, watched)
 
 
-def expected_numbers(settings: dict[str, Any], tracked: str, values: list[Any]) -> dict[str, float]:
+def expected_numbers(
+    settings: dict[str, Any], tracked: str, values: list[Any], best_epoch: int
+) -> dict[str, float]:
     """Numbers of the end line that follow from the epoch lines."""
     known = [value for value in values if value is not None]
     if is_tabular(settings):
@@ -267,6 +281,8 @@ def expected_numbers(settings: dict[str, Any], tracked: str, values: list[Any]) 
             for limit in (100, 200)
             if len(values) >= limit and first[limit]
         }
+    if settings.get("best_of_stage") and 0 < best_epoch <= len(values):
+        values = values[best_epoch - 1 :]  # an earlier stage may have been better
     numbers = {f"best_{tracked}": max(values)}
     if tracked == "test_accuracy_pct":
         selected = values[-1] if settings["selection"] == "last" else max(values)
@@ -300,7 +316,8 @@ def check_end(line: int, end: dict[str, Any], start: dict[str, Any], values: lis
     if end["outcome"] == "finished" and count != settings["epochs"]:
         wanted = settings["epochs"]
         raise BadLog(line, f"finished after {count} epochs, settings.epochs is {wanted}")
-    for key, value in expected_numbers(settings, form.tracked, values).items():
+    expected = expected_numbers(settings, form.tracked, values, end.get("best_epoch", 0))
+    for key, value in expected.items():
         if end[key] is None or not math.isclose(end[key], value, rel_tol=2e-5):
             raise BadLog(line, f"{key} is {end[key]}, the epoch lines say {value}")
     if "test_correct" in end and not is_regression(settings):

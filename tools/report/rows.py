@@ -48,7 +48,7 @@ def variant_of(log: Log) -> str:
         return BROADCAST
     if protocol == "corrected" and heads_differ(log):
         return CORRECTED + dropout_words(log.settings.get("fc_dropout"))
-    return WORDS[protocol]
+    return WORDS.get(protocol, f"recipe {protocol}")
 
 
 def departures_of(log: Log) -> list[str]:
@@ -65,6 +65,8 @@ def place(log: Log, paper: Sequence[PaperRow]) -> tuple[PaperRow | None, str]:
     """The row of the paper that this run belongs to, or none and the reason."""
     if departures := departures_of(log):
         return None, "departs in " + ", ".join(departures)
+    if log.settings["protocol"] not in WORDS:
+        return None, f"recipe {log.settings['protocol']}, not the paper's row"
     if log.settings.get("limit"):
         return None, f"limit {log.settings['limit']}"
     if log.script == "tabular":

@@ -18,6 +18,7 @@ VERIFIED = {  # content hashes of official sets that logs before schema 3 could 
 SAME_IMAGES = {  # schema 2 hashed the labels of corrected runs less 1, schema 3 hashes them as read
     "dd8f9a0d0745f4fc": "f1d8a8caaf1d658b",  # our part of EMNIST letters
 }
+STEPS = "x0.1 every 7 epochs of a stage"  # the only rule of the transfer scripts
 SCHEMA_1 = {"classes": 10, "first_label": 0, "heldout": 0}  # what its logs leave out
 RATE_RULES = {  # words of schemas 1 and 2
     ("fc", "1*lr*U^3 if not improved after epoch 0"): "lr U^3 if not improved",
@@ -34,6 +35,22 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True)
 
 
+def transfer_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a transfer script: stages as (factor of the rate, end as a part of the epochs)."""
+    if settings.get("optimizer") == "SGD momentum 0.9":  # schema 2: (first rate, epochs)
+        stages, ended = [], 0
+        for rate, epochs in settings["stages"]:
+            ended += epochs
+            stages.append([rate / settings["learning_rate"], ended / settings["epochs"]])
+        settings = {"fc_dropout": 0.0, "heldout": 0} | settings
+        settings |= {"stages": stages, "momentum": 0.9, "best_of_stage": False}
+    if len(settings["stages"]) == 1:
+        settings.pop("best_of_stage", None)  # it is the best of all
+    if settings.get("batch_norm_images") == settings["batch_size"]:
+        settings.pop("batch_norm_images")  # a whole batch
+    return settings | {"optimizer": "SGD"}
+
+
 def common_settings(start: dict[str, Any]) -> dict[str, Any]:
     """The settings of a checked start line, as schema 3 writes them."""
     settings = dict(start["settings"])
@@ -42,14 +59,12 @@ def common_settings(start: dict[str, Any]) -> dict[str, Any]:
         for key in ("mean", "std"):
             if isinstance(settings.get(key), float):
                 settings[key] = [settings[key]]
-    rule = settings["rate_rule"]
+    rule = settings.get("rate_rule", STEPS)
     settings["rate_rule"] = RATE_RULES.get((settings["head"], str(rule)), rule)
-    if settings["optimizer"] == "SGD momentum 0.9":  # transfer scripts of schema 2
-        settings |= {"optimizer": "SGD", "momentum": 0.9}
+    if "stages" in settings:
+        settings = transfer_settings(settings)
     if settings["optimizer"] != "SGD":
         settings.pop("momentum", None)  # no other optimiser has one
-    if settings.get("batch_norm_images") == settings["batch_size"]:
-        settings.pop("batch_norm_images")  # a whole batch
     return {key: value for key, value in settings.items() if value is not None}
 
 
