@@ -253,6 +253,8 @@ def load_data(table: Table, args: argparse.Namespace) -> Data:
     train = targets[rows["train"]]
     if (train == train[0]).all(0).any():
         raise ValueError(f"a target of {', '.join(names['targets'])} is the same in all rows")
+    if len(train.unique()) < len(names["classes"]):
+        raise ValueError("a class is in no training row: give more rows of it, or leave it out")
     sha256 = hashlib.sha256(inputs.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()[:16]
     facts = {"sha256": sha256, "official": bool(args.demo), "verified": sha256 == DIABETES}
     facts |= {name: len(index) for name, index in rows.items()}
@@ -385,7 +387,7 @@ class Trainer:
         """The numbers of the log's last line; the test rows are read here. state: of the run"""
         best_epoch = state.get("best_epoch", 0)
         _, last = self.evaluate("test")
-        if best_epoch > 0:
+        if best_epoch:
             self.network.load_state_dict(state["best_weights"])
         numbers = {"best_epoch": best_epoch}
         numbers |= self.evaluate("heldout")[1] | self.evaluate("test")[1]

@@ -184,6 +184,7 @@ ROWS = "1,2\n3,4\n5,6\n" * 10
         ("größe,y\n1,2\n".encode("latin-1"), "y", "UTF-8"),
         (f"a,b\n{ROWS}", "b --delimiter ;;", "delimiter"),
         (f"a,b\n{ROWS}3,\n", "b --task classification", "column 'b', line 32: the class"),
+        ("a,b\n" + "".join(f"1,{k}\n" for k in range(30)), "b --task classification", "a class"),
     ],
 )
 def test_a_bad_table_is_one_sentence(tmp_path, capsys, text, target, words):
@@ -273,9 +274,6 @@ def test_weights_are_the_best_epochs_and_carry_means_and_scales(tmp_path, capsys
         assert end["test_mse"] == pytest.approx(error, rel=1e-4)
         assert end["test_rmse"] == pytest.approx(error**0.5, rel=1e-4)
         assert f"test RMSE {end['test_rmse']}, MSE {end['test_mse']}" in said
-        assert f"test RMSE {end['test_rmse']}" in capsys.readouterr().out or name.startswith(
-            "mlp-s"
-        )
 
 
 def test_classification(table, tmp_path, capsys):
