@@ -43,7 +43,7 @@ CIFAR_FAMILY := cifar10 cifar100
 
 script_name = $(basename $(notdir $1))
 row_name = results/logs/$(script_name)/$2-$(head)-$(protocol)$(patsubst %,-%,$(filter-out none,$(option)))
-# Only scripts with images have data to fetch. What says that they are there is no file among the data, which may be read-only.
+# Only scripts with images have data to fetch. The file that says that they are there is not among them: they may be read-only.
 data_ready = $(if $(filter Regression/%,$1),,results/data/$(script_name)/$(subst /,_,$(DATA)).ready)
 
 # What the parts of a log's name are on the command line. The regression script has one network, mlp; arch2 and mlp have
@@ -62,9 +62,9 @@ before_seed = $(strip $1 $(call network_flags,$2) $(call option_flags,$(option))
 
 # A log that is there needs neither environment nor data.
 needs = $(if $(wildcard $1),,$(LAUNCH_READY) $2)
-# The rule of the logs of one row: GROUP, SCRIPT, NETWORK, SEEDS, and the variables of the loops below. Until it is finished a log
-# is called .jsonl.part, so that make never takes a half for a whole, and a finished one stays whatever happens (.PRECIOUS).
-# It depends on no script: an edit voids no finished run. tools/job.py remembers a failure.
+# The rule of the logs of one row: GROUP, SCRIPT, NETWORK, SEEDS, and the variables of the loops below. Until it is finished
+# a log is called .jsonl.part, so that make never takes a half for a whole, and a finished one stays whatever happens
+# (.PRECIOUS). It depends on no script: an edit voids no finished run. tools/job.py remembers a failure.
 define one_row
 ROWS_$1 += $(row)
 GROUP_$(row) := $1
@@ -72,20 +72,19 @@ SEEDS_$(row) := $4
 READY_$(row) := $(call data_ready,$2)
 BEFORE_SEED_$(row) := $(call before_seed,$2,$3)
 AFTER_SEED_$(row) := $(strip $(call data_flags,$2) --quiet)
-$(if $(filter Regression/%,$2),$(foreach ten,$(TENS),$(eval $(call ten_logs,$(subst :, ,$(ten))))))
+$(if $(filter Regression/%,$2),$(foreach ten,$(TENS),$(eval $(call ten_logs,$(subst $(comma), ,$(ten))))))
 .PRECIOUS: $(row)-s%.jsonl
 $(row)-s%.jsonl: | $$$$(call needs,$$$$@,$(call data_ready,$2))
 	$$(JOB) $$@ -- $$(LAUNCH) $$(BEFORE_SEED_$(row)) --seed $$* $$(AFTER_SEED_$(row))
 endef
 # Regression runs take seconds, half of them to start: ten seeds share a process. A rule whose targets all have a % (here in
-# `jsonl`) makes all of them at once. 1: first seed, its place and the last one's place among SEEDS
-TENS := $(shell awk 'BEGIN { for (seed = 0; seed < $(RUNS) + 0; seed += 10) \
-    print seed ":" seed + 1 ":" (seed + 10 < $(RUNS) + 0 ? seed + 10 : $(RUNS) + 0) }')
+# `jsonl`) makes all of them at once. 1: the seeds
+TENS := $(shell echo '$(SEEDS)' | xargs -n 10 | tr ' ' ,)
 define ten_logs
-.PRECIOUS: $(foreach seed,$(wordlist $(word 2,$1),$(word 3,$1),$(SEEDS)),$(row)-s$(seed).json%)
-$(foreach seed,$(wordlist $(word 2,$1),$(word 3,$1),$(SEEDS)),$(row)-s$(seed).json%): | $$$$(call needs,$$$$@)
-	$$(JOB) $(foreach seed,$(wordlist $(word 2,$1),$(word 3,$1),$(SEEDS)),$(row)-s$(seed).jsonl) -- \
-	  $$(LAUNCH) $$(BEFORE_SEED_$(row)) --seed $(word 1,$1) --runs $(words $(wordlist $(word 2,$1),$(word 3,$1),$(SEEDS))) $$(AFTER_SEED_$(row))
+.PRECIOUS: $(foreach seed,$1,$(row)-s$(seed).json%)
+$(foreach seed,$1,$(row)-s$(seed).json%): | $$$$(call needs,$$$$@)
+	$$(JOB) $(1:%=$(row)-s%.jsonl) -- \
+	  $$(LAUNCH) $$(BEFORE_SEED_$(row)) --seed $(firstword $1) --runs $(words $1) $$(AFTER_SEED_$(row))
 endef
 define rows
 $(eval GROUPS += $(filter-out $(GROUPS),$1))\
@@ -95,8 +94,8 @@ $(if $(filter $(or $(NETWORK),%),$3),\
 $(foreach head,$4,$(foreach protocol,$5,$(foreach option,$(or $6,none),$(foreach row,$(call row_name,$2,$3),\
 $(eval $(call one_row,$1,$2,$3,$(or $7,$(SEEDS)))))))))
 endef
-# One job fetches the data of a script. Scripts that share an archive do it one after the other: the first of them in ARCHIVE_OF...
-# does it, the others look.
+# One job fetches the data of a script. Those that share an archive do it one after the other: the first one fetches, the others
+# look whether they can use it. A folder that is gone is fetched again, whatever the stamps say.
 ARCHIVES := mnist:arch2_mnist:tl_mnist fashion_mnist:arch2_fashion_mnist:tl_fashion_mnist kmnist:arch2_kmnist qmnist:arch2_qmnist \
     emnist_digits:emnist_letters:emnist_balanced:arch2_emnist_digits cifar10:tl_cifar10 cifar100:tl_cifar100
 define data_rule
@@ -130,8 +129,8 @@ $(call rows,cifar10,CIFAR/cifar10.py,densenet,fc spinal8x16 spinal8x64,published
 $(call rows,cifar10,CIFAR/cifar10.py,lenet,fc spinal6x20,published corrected)
 $(call rows,cifar10,CIFAR/cifar10.py,cnn,fc spinal4x128,published corrected)
 $(call rows,cifar100,CIFAR/cifar100.py,cnn,fc spinal4x256,published corrected)
-# Table III (transfer): width of the Spinal head on wide_resnet101_2 as labelled; on vgg19_bn it is 4 x 1024. The published vgg19_bn
-# never calls its new head (Q1): the rows of both heads are the same network, and it is run once, as the FC row.
+# Table III (transfer): width of the Spinal head on wide_resnet101_2 as labelled; on vgg19_bn it is 4 x 1024. The published
+# vgg19_bn never calls its new head (Q1): the rows of both heads are the same network, and it is run once, as the FC row.
 TRANSFER_WIDTHS := tl_cifar10:20 tl_cifar100:512 tl_caltech101:101 tl_bird225:225 tl_stanford_cars:196 tl_svhn:20 tl_cinic10:20 \
     tl_stl10:20 tl_oxford_flowers102:101 tl_fruits360:131
 TRANSFER_FAMILY := $(foreach pair,$(TRANSFER_WIDTHS),$(word 1,$(subst :, ,$(pair))))
@@ -152,8 +151,8 @@ ARCH2_SIZES := MNIST/arch2_mnist:26x30 MNIST/arch2_fashion_mnist:26x300 MNIST/ar
     EMNIST/arch2_emnist_digits:26x50
 arch2_rows = $(call rows,arch2,$1.py,arch2,spinal$2,published corrected,,$(wordlist 1,2,$(SEEDS)))
 $(foreach pair,$(ARCH2_SIZES),$(call arch2_rows,$(word 1,$(subst :, ,$(pair))),$(word 2,$(subst :, ,$(pair)))))
-# In no table of the paper: equal dropout in both heads of the small CNN (published: 0.5 in the FC head, none in the Spinal head;
-# corrected: none in both), and bf16 beside fp32
+# In no table of the paper: equal dropout in both heads of the small CNN (published: 0.5 in the FC head, none in the Spinal
+# head; corrected: none in both), and bf16 beside fp32
 DROPOUT_SETS := mnist fashion_mnist
 $(foreach set,$(DROPOUT_SETS),$(call rows,dropout,MNIST/$(set).py,cnn,fc,published,drop0.0 drop0.25)\
 $(call rows,dropout,MNIST/$(set).py,cnn,spinal6x8 spinal6x10,published,drop0.25 drop0.5)\
@@ -187,11 +186,11 @@ demo: demo-digits demo-functions | $(PYTHON_READY) ## FC head against Spinal hea
 .PHONY: test test-all
 test: | $(PYTHON_READY) ## the fast tests, offline: 3 minutes on two cores
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" tests
-test-all: | $(PYTHON_READY) ## all tests: also uv (wants a package index), Slurm (if installed), kills, 10,000 odd inputs
+test-all: | $(PYTHON_READY) ## all tests: also uv (wants a package index), kills in every family, 10,000 odd inputs
 	SPINALNET_UV=1 SPINALNET_FUZZ=10000 $(PYTHON) -m pytest -q tests
 
-# The list's rows by target. make starts what stands first first: where there are GPUs the longest, so that no long run is left to
-# the end, elsewhere the shortest, as the longest would take weeks.
+# The list's rows by target. make starts what stands first first: where there are GPUs the longest, so that no long run is left
+# to the end, elsewhere the shortest, as the longest would take weeks.
 ORDER := $(shell awk -F, 'NR > 1 { line[NR] = $$1 "/" $$2 } END { if ("$(strip $(GPUS))" == "") \
     for (k = NR; k > 1; k--) print line[k]; else for (k = 2; k <= NR; k++) print line[k] }' results/plan.csv)
 in_order = $(foreach network,$(ORDER),$(filter results/logs/$(network)-%,$1)) $(filter-out $(ORDER:%=results/logs/%-%),$1)
@@ -256,14 +255,12 @@ list: ## a line for each run: group, log, the file that says that its data are t
 # Data are fetched first, here: nodes that compute often have no network. Each task has its GPU from Slurm, so no slot.py.
 .PHONY: slurm
 slurm: ROWS := $(or $(ROWS),all)
-SLURM_DATA = $(sort $(foreach row,$(LISTED),$(if $(foreach seed,$(SEEDS_$(row)),$(if $(wildcard $(row)-s$(seed).jsonl),,+)),$(READY_$(row)))))
+missing_of = $(filter-out $(wildcard $1-s*.jsonl),$(SEEDS_$1:%=$1-s%.jsonl))
+SLURM_DATA = $(sort $(foreach row,$(LISTED),$(if $(call missing_of,$(row)),$(READY_$(row)))))
 slurm: | $(PYTHON_READY) ## submit what is missing as job arrays: ROWS=mnist-family SLURM_FLAGS="--gpus=1 --time=24:00:00"
 	-@$(if $(SLURM_DATA),$(SELF) --no-print-directory --keep-going $(SLURM_DATA))
 	@$(LIST) | $(PYTHON3) tools/runs.py tasks --job "$(JOB)" \
 	  --launch "$(if $(filter file,$(origin LAUNCH)),$(PYTHON),$(LAUNCH))" | AT_ONCE=$(AT_ONCE) tools/slurm.sh $(SLURM_FLAGS)
-.PHONY: gpu-first-hour
-gpu-first-hour: | $(PYTHON_READY) ## the first hour with a GPU: tests, bench, the rows worth most, 8 minutes a part; resumable
-	@$(PYTHON) tools/gpu_first_hour.py --data-dir $(DATA) $(PART)
 
 ##- Report
 .PHONY: tables reference-report same-numbers rerun bench costs samples
@@ -280,19 +277,17 @@ rerun: | $(PYTHON_READY) ## run reference logs again, in rerun/, and compare the
 BENCH ?= results/tables
 bench: | $(PYTHON_READY) ## our speed against the published loop's, on an idle machine: results/tables/bench.md
 	$(PYTHON) tools/bench.py --data-dir $(DATA) --output $(BENCH)
-costs: | $(PYTHON_READY) ## count and time every network of the tables: results/costs.csv
+costs: | $(PYTHON_READY) ## count the operations of every network: results/costs.csv, results/plan.csv
 	$(PYTHON) tools/measure_costs.py
 samples: | $(PYTHON_READY) ## the figure that needs data: images before and after augmentation
 	$(PYTHON) tools/draw_samples.py --data-dir $(DATA)
 
 ##- Upkeep
-.PHONY: check sync kill-test clean clean-unfinished
+.PHONY: check sync clean clean-unfinished
 check: ## is the text that the scripts share the same in all of them?
 	$(PYTHON3) tools/sync.py --check
 sync: ## copy shared text from its origin into all other scripts
 	$(PYTHON3) tools/sync.py
-kill-test: | $(PYTHON_READY) ## kill short runs of every family fifty times and compare their logs: results/robustness.md
-	$(PYTHON) tools/kill_test.py --report results/robustness.md
 # Both print what they remove. Neither touches finished logs, data, demo/ or .venv.
 clean: ## remove caches: __pycache__, .pytest_cache, .hypothesis, .ruff_cache
 	@find . \( -path ./.venv -o -path ./.git -o -path './$(DATA)' \) -prune -o -type d \

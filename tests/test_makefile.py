@@ -158,7 +158,7 @@ def make(tree, *arguments: str, status: int = 0, **more: str) -> str:
         cwd=tree,
         env=environment(**more),
         text=True,
-        timeout=120,
+        timeout=300,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

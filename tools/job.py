@@ -118,10 +118,20 @@ def run(command: list[str], locks: list[int]) -> tuple[int, str]:
 
     Raises OSError if it cannot be started.
     """
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=locks)
-    signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
-    signal.signal(signal.SIGHUP, lambda number, _: child.send_signal(number))
+    received, started = [], []
+
+    def hand_on(number: int, _) -> None:
+        received.append(number)
+        for child in started:
+            child.send_signal(number)
+
+    signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(signal.SIGHUP, hand_on)
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command too
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=locks)
+    started.append(child)
+    for number in received:  # while it was being started
+        child.send_signal(number)
     last = b""
     while piece := os.read(child.stderr.fileno(), 65536):
         os.write(2, piece)
