@@ -234,7 +234,7 @@ def group_of(tmp_path, change, where):
         (folder / name).write_text("\n".join(lines) + "\n")
     assert make.main(["--results-dir", str(tmp_path), "--check"]) == 1  # nothing is written yet
     logs, findings = report_logs.read_logs(tmp_path / "logs")
-    sorted_out = rows.sort_into_cells(logs, paper.read_paper(ROOT / "results/paper.csv"))
+    sorted_out = rows.sort_into_rows(logs, paper.read_paper(ROOT / "results/paper.csv"))
     return [len(group) for group in sorted_out.runs.values()], len(findings) + len(sorted_out.findings) + len(
         sorted_out.others
     )

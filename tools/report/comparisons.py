@@ -12,7 +12,7 @@ from report.paper import PaperRow, printed_difference
 from report.rows import NO_DROPOUT, RELEASED, WORDS, dropout_words, heads_differ, seed_of
 from report.settings import HEAD_KEYS, canonical
 
-SHOWN = {"epochs", "limit", "precision", "fc_dropout", "width", "train_mode_epochs"}  # elsewhere
+SHOWN = {"epochs", "limit", "precision", "protocol", "fc_dropout", "width", "train_mode_epochs"}
 NO_DROPOUT_RELEASED = RELEASED + NO_DROPOUT
 
 
