@@ -868,15 +868,8 @@ def test_costs_csv_is_what_the_networks_count(line):
         assert [str(value) for value in found] in list(csv.reader(stream))
 
 
-def test_every_row_of_the_paper_has_a_cost_and_the_plan_is_sorted_by_work(made):
+def test_every_row_of_the_paper_has_a_cost():
     assert all(costs.of_row(COSTS, row) for row in PAPER)
-    lines = [line.split(",") for line in made["tables/plan.csv"].splitlines()]
-    assert lines[0] == ["script", "network", "epochs", "pflop"]
-    work = [float(line[3]) for line in lines[1:]]
-    assert work == sorted(work, reverse=True) and len(lines) == 48
-    cost = costs.find(COSTS, "mnist", "cnn", "fc")
-    (line,) = (line for line in lines if line[:2] == ["mnist", "cnn"])
-    assert float(line[3]) == pytest.approx(2e-15 * cost.macs * 8 * 190_000, rel=1e-3)
 
 
 def test_constants_are_those_of_the_fresh_samples(shipped):

@@ -1,4 +1,4 @@
-"""Cost: what costs.csv (tools/measure_costs.py) counts, and the work of each run for make."""
+"""Cost: what costs.csv (tools/measure_costs.py) counts, against what the paper prints."""
 
 import csv
 from collections.abc import Iterable
@@ -8,29 +8,6 @@ from pathlib import Path
 from report.names import UserError
 from report.paper import PaperRow
 from report.tables import Columns, Row, number
-
-IMAGES = {
-    "mnist": (60_000, 10_000),
-    "fashion_mnist": (60_000, 10_000),
-    "kmnist": (60_000, 10_000),
-    "qmnist": (60_000, 60_000),
-    "emnist_digits": (240_000, 40_000),
-    "emnist_letters": (124_800, 20_800),
-    "emnist_balanced": (112_800, 18_800),
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "tl_cifar10": (50_000, 10_000),
-    "tl_cifar100": (50_000, 10_000),
-    "tl_svhn": (73_257, 26_032),
-    "tl_stl10": (5_000, 8_000),
-    "tl_cinic10": (90_000, 90_000),
-    "tl_oxford_flowers102": (6_552, 818),
-    "tl_caltech101": (6_162, 820),
-    "tl_stanford_cars": (8_144, 8_041),
-    "tl_bird225": (31_316, 1_125),
-    "tl_fruits360": (67_692, 22_688),
-}  # training and evaluated images an epoch, rounded
-
 
 PARAMETERS: Columns = {
     "dataset": "Data set",
@@ -110,23 +87,3 @@ def parameter_rows(paper: list[PaperRow], costs: list[Cost], tolerance: float = 
             texts = (*cells, f"{cost.parameters:,}", number(100 * off, 1, "+"))
             rows.append(dict(zip(PARAMETERS, texts, strict=True)))
     return rows
-
-
-def plan_file(paper: list[PaperRow], costs: list[Cost]) -> str:
-    """plan.csv, which tells make what to start first: networks of the tables, the longest first.
-
-    `pflop`: 1e15 operations of the published number of epochs with the dearest head: two for each
-    multiply-accumulate, training three times the forward pass.
-    """
-    found: dict[tuple[str, str], tuple[float, int]] = {}
-    for row in paper:
-        key = row.script, row.network
-        macs = [cost.macs for cost in costs if (cost.script, cost.network) == key]
-        if macs and row.epochs and row.script in IMAGES:
-            train, test = IMAGES[row.script]
-            epochs = sum(map(int, row.epochs.split("+")))
-            work = 2e-15 * max(macs) * epochs * (3 * train + test)
-            found[key] = max(found.get(key, (0.0, 0)), (work, epochs))
-    order = sorted((-work, key, epochs) for key, (work, epochs) in found.items())
-    lines = [f"{key[0]},{key[1]},{epochs},{-work:.4g}\n" for work, key, epochs in order]
-    return "script,network,epochs,pflop\n" + "".join(lines)

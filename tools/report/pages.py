@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from report import tables
 from report.claims import CLAIMS, claim_rows
 from report.comparisons import Comparison, Identity
-from report.costs import find, plan_file
+from report.costs import find
 from report.evidence import Evidence
 from report.formats import TEMPLATES, comma_separated, fill, latex, markdown, markdown_text
 from report.inference import decisions, mean_of
@@ -374,7 +374,6 @@ def reference_texts(evidence: Evidence) -> dict[str, str]:
     }
     return {
         "README.md": fill("reference.md", values),
-        "tables/plan.csv": plan_file(evidence.paper, evidence.costs),
         "front page": markdown(FRONT, front_rows(evidence, made)),
     } | table_files(evidence, made)
 
