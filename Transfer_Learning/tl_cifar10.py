@@ -159,7 +159,6 @@ def corrected(recipe: Recipe) -> Recipe:
         mean=[0.485, 0.456, 0.406],
         std=[0.229, 0.224, 0.225],
         head_ignored=False,
-        best_of_stage=False,
         heldout=10,
         selection="heldout",
     )
