@@ -206,7 +206,7 @@ def words(seconds: float) -> str:
 
 
 def timed(runs: list[Run], folders: Iterable[Path]) -> list[Run]:
-    """The runs that have epochs, and those of these folders that differ from rows by epochs only."""
+    """Runs that have epochs: of the list, and others here that differ from rows by epochs only."""
     listed = {run.log for run in runs}
     others = []
     for folder in folders:
@@ -389,14 +389,14 @@ def plan(runs: list[Run], work: Work, sums: dict[str, list[str]]) -> str:
                 name, len(members), f"{pflop / 1e3:,.4f}", f"{total:,.1f}", ", ".join(shares)
             )
         )
-    device = f"as fast as on {estimate.device}" if estimate.device else "of no run so far"
+    device = f"as fast as on {estimate.device}" if estimate.device else "no run on a GPU so far"
     rows += [
         "",
-        "An estimate. EFLOP: 1e18 operations, counted (results/costs.csv) for every image of every",
-        f"epoch, training three times the forward pass. Measured: {device}. Scaled:",
-        f"from those, by the work. Assumed: {1000 * ASSUMED:.0f} TFLOP a second, what VGG-5 may reach",
-        f"on an H100 with TF32 convolutions, and {STARTING:.0f} s to start. Runs of several at a time",
-        "share a GPU: JOBS_PER_GPU.",
+        "An estimate. EFLOP: 1e18 operations, counted (results/costs.csv) for every image of",
+        "every epoch, training three times the forward pass.",
+        f"Measured: {device}. Scaled: from those, by the work.",
+        f"Assumed: {1000 * ASSUMED:.0f} TFLOP a second, what VGG-5 may reach on an H100 with TF32",
+        f"convolutions, and {STARTING:.0f} s to start. Several runs can share a GPU: JOBS_PER_GPU.",
     ]
     return "\n".join(rows)
 
