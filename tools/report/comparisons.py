@@ -160,12 +160,18 @@ class Identity:
         return paired_difference(self.left.fc, self.released.fc)
 
 
+def as_released(item: Comparison) -> bool:
+    """The small CNN, with nothing changed but its dropout."""
+    departures = {*item.first.departures, *item.fc[0].departures}
+    return heads_differ(item.first) and departures <= {"fc_dropout"}
+
+
 def identities_of(comparisons: Sequence[Comparison]) -> list[Identity]:
     """Of the small CNN: the lead as released in two parts, where there are runs for both."""
     left = {
         (item.experiment, item.heads): item
         for item in comparisons
-        if item.treatment == NO_DROPOUT_RELEASED and heads_differ(item.first)
+        if item.treatment == NO_DROPOUT_RELEASED and as_released(item)
     }
     return [
         Identity(item, left[item.experiment, item.heads])
