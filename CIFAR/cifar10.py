@@ -339,8 +339,8 @@ def measured(recipe: Recipe, images: Tensor) -> Recipe:
     """The recipe with mean and deviation of these images (N, C, H, W) uint8, unless it has some."""
     if recipe.mean:
         return recipe
-    moments = torch.stack(torch.std_mean(images.float() / 255, (0, 2, 3))).tolist()
-    std, mean = [[round(x, 4) for x in channels] for channels in moments]
+    std, mean = torch.std_mean(images.float() / 255, (0, 2, 3))
+    mean, std = numpy.round([mean.tolist(), std.tolist()], 4).tolist()
     return replace(recipe, mean=mean, std=std)
 
 
