@@ -782,7 +782,7 @@ class Run:
             trainer.optimizer.state.clear()  # the momentum of earlier steps
             if self.recipe.best_of_stage:
                 state["best"] = -1.0
-        title = f"epoch {epoch}/{self.recipe.epochs}"
+        title = f"{head_name(self.recipe)} epoch {epoch}/{self.recipe.epochs}"
         # The head is not in these seeds: both heads get the same views in the same order.
         self.data["train"].draws = (self.seed, "view", epoch)
         order = shuffled(len(self.data["train"]), self.seed, "data", epoch)
@@ -805,8 +805,8 @@ class Run:
         if not self.process.quiet:
             left = seconds * (self.recipe.epochs - epoch) / 60
             print(
-                f"{title}: train loss {train_loss:.4f}, {self.watched} {accuracy:.2f} %, "
-                f"rate {rate:.2g}, {seconds:.1f} s, {left:.0f} min left",
+                f"{title}: loss {train_loss:.4f}, {self.watched} {accuracy:.2f} %, "
+                f"{seconds:.0f} s, {left:.0f} min left",
                 flush=True,
             )
 
