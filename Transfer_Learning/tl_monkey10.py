@@ -112,7 +112,7 @@ PARTS = {
 URL = None
 IMAGES = {
     "train": None,
-    "test": [26, 28, 27, 30, 26, 28, 26, 28, 27, 26],
+    "test": 272,
 }  # of the official data; None: not known
 DEALT = []  # parts that a fixed seed deals, as the set has none
 WHERE = (

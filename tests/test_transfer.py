@@ -84,8 +84,7 @@ THIRDS, THIRD = [[1.0, 1 / 3], [0.1, 2 / 3], [0.01, 1.0]], [[1.0, 1 / 3], [0.1, 
 FC, WIDE = ("fc", 2, 4096, 0.5, ""), ("spinal", 4, 1024, 0.0, "DBR")
 OUTPUT = ("fc", 0, 0, 0.0, "")
 BIRDS = {"train": 31_316, "heldout": [5] * 225, "test": [5] * 225}
-SEG_TRAIN, SEG_TEST = [2191, 2271, 2404, 2512, 2274, 2382], [437, 474, 553, 525, 510, 501]
-MONKEYS = {"train": None, "test": [26, 28, 27, 30, 26, 28, 26, 28, 27, 26]}
+MONKEYS = {"train": None, "test": 272}
 SETS = {  # name, classes, images of the official parts, or of each class in them
     "tl_bird225": ("Bird225", 225, BIRDS),
     "tl_caltech101": ("Caltech-101", 101, {"train": 6_162, "heldout": 820, "test": 1_695}),
@@ -95,7 +94,7 @@ SETS = {  # name, classes, images of the official parts, or of each class in the
     "tl_fashion_mnist": ("Fashion-MNIST", 10, {"train": 60_000, "test": 10_000}),
     "tl_fruits360": ("Fruits 360", 131, {"train": 67_692, "test": 22_688}),
     "tl_hymenoptera": ("Hymenoptera", 2, {"train": [123, 121], "test": [70, 83]}),
-    "tl_intel_image": ("Intel Image", 6, {"train": SEG_TRAIN, "test": SEG_TEST}),
+    "tl_intel_image": ("Intel Image", 6, {"train": 14_034, "test": 3_000}),
     "tl_mnist": ("MNIST", 10, {"train": 60_000, "test": 10_000}),
     "tl_monkey10": ("10 Monkey Species", 10, MONKEYS),
     "tl_oxford_flowers102": ("Oxford 102 Flower", 102, {"train": 6552, "test": 818, "unused": 819}),
