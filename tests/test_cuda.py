@@ -358,7 +358,8 @@ def transfer_part(folder) -> tuple:
     args = script.parse_arguments([*line, "--data-dir", str(folder)])
     process = script.this_process(args)
     (recipe,) = script.choose_recipes(args, process)
-    return script, recipe, process, script.load_data(folder, recipe, False, True)
+    data, _ = script.load_data(folder, recipe, False, True)
+    return script, recipe, process, data
 
 
 def test_a_group_of_one_process_trains_the_same_network(tmp_path, backend="nccl"):
@@ -374,10 +375,10 @@ def test_a_group_of_one_process_trains_the_same_network(tmp_path, backend="nccl"
             if wrapped:
                 trainer.network = nn.SyncBatchNorm.convert_sync_batchnorm(trainer.network)
                 trainer.model = DistributedDataParallel(trainer.network)
-                trainer.new_optimizer()
-            data.train.draws = (0, "view", 1)
-            losses.append(trainer.epoch(data.train, torch.arange(len(data.train)), 0.001, ""))
-            losses.append(trainer.evaluate(data.test, "")[0])
+            train = data["train"]
+            train.draws = (0, "view", 1)
+            losses.append(trainer.epoch(train, torch.arange(len(train)), 0.001, ""))
+            losses.append(trainer.evaluate(data["test"], "")[0])
     finally:
         distributed.destroy_process_group()
     assert losses[2:] == pytest.approx(losses[:2], rel=1e-3)
@@ -386,10 +387,10 @@ def test_a_group_of_one_process_trains_the_same_network(tmp_path, backend="nccl"
 def test_views_leave_the_random_numbers_of_the_device_alone(tmp_path, monkeypatch):
     """Drawn in the process that trains: its masks on the GPU must not begin anew."""
     *_, data = transfer_part(tmp_path)
-    data.train.draws, seeds = (0, "view", 1), []
+    data["train"].draws, seeds = (0, "view", 1), []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     before = torch.cuda.get_rng_state()
-    data.train[0]
+    data["train"][0]
     assert torch.equal(torch.cuda.get_rng_state(), before) and seeds == []
 
 

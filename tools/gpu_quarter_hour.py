@@ -407,7 +407,7 @@ def run_bench(session: Session) -> str:
     wait(session, [child], time.monotonic() + min(90, session.left() - 5))
     for path in folder.glob("bench/*.json"):
         session.speed["bench"] = json.loads(path.read_text())
-        return "in speed.json; for the page copy it to results/bench and run make bench-page"
+        return "in speed.json; for the page: results/bench, then tools/bench.py --page-only"
     return f"failed: {child.errors.read_text()[-500:]}"
 
 
