@@ -24,10 +24,10 @@ FAMILY = [*MNIST, "MNIST/optdigits", *EMNIST]  # small CNN and VGG-5
 SCRIPTS = [*FAMILY, *ARCH2]
 
 
-def load_script(path: str, text: str | None = None):
-    """A script of the collection as a module, or this text in place of its own.
+def load_script(path: str, text=None, optimize: int = -1):
+    """A script of the collection as a module, or this text or tree in place of its own.
 
-    `path` is relative to the repository, without .py.
+    path: relative to the repository, without .py; optimize: 1 for python -O, 2 for -OO
     """
     name = "script_" + path.replace("/", "_")
     if text is None and name in sys.modules:
@@ -40,7 +40,7 @@ def load_script(path: str, text: str | None = None):
         spec.loader.exec_module(module)
         return module
     try:
-        exec(compile(text, spec.origin, "exec"), module.__dict__)
+        exec(compile(text, spec.origin, "exec", optimize=optimize), module.__dict__)
     finally:
         sys.modules.pop(name)
         if before:

@@ -64,3 +64,40 @@ def test_scripts_are_plain(path):
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     count = sum(token.type not in SILENT and token.start not in silent for token in tokens)
     assert count <= MOST[path.parent.name]
+
+
+def names_in(tree: ast.AST, name: str) -> list[str]:
+    """The fields of the class of this name."""
+    (found,) = (x for x in ast.walk(tree) if isinstance(x, ast.ClassDef) and x.name == name)
+    return [line.target.id for line in found.body if isinstance(line, ast.AnnAssign)]
+
+
+def test_recipes_of_image_scripts_have_the_same_fields():
+    """What is logged as settings, and in which order."""
+    wanted = names_in(ast.parse((ROOT / "MNIST/mnist.py").read_text()), "Recipe")
+    assert wanted[:4] == ["mean", "std", "augmentation", "network"] and len(wanted) == 21
+    for path in SCRIPTS:
+        if path.parent.name in ("MNIST", "EMNIST", "CIFAR"):
+            found = names_in(ast.parse(path.read_text()), "Recipe")
+            assert [x for x in found if x in wanted] == wanted, path
+            assert found == wanted or path.parent.name == "CIFAR", path
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_a_script_imports_no_other(path):
+    """Only the standard library and what its own first lines name."""
+    text = path.read_text(encoding="utf-8")
+    packages = text.split("dependencies = [", 1)[1].split("]", 1)[0].replace("#", "").split(",")
+    allowed = {package.split(">")[0].strip(' "\n').lower() for package in packages}
+    allowed |= {"sklearn"} if "scikit-learn" in allowed else set()
+    allowed |= {"PIL"} if "pillow" in allowed else set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            modules = [node.module]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        foreign = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+        assert foreign <= allowed
