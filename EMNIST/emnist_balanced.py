@@ -890,7 +890,7 @@ def announce(recipes: list[Recipe], data: Data, device: torch.device) -> None:
     print(f"{DATASET}, {recipe.network}, {recipe.protocol}: {heads}")
     print(f"{recipe.epochs} epochs of {len(data.train[1]):,} images on {device}")
     if device.type == "cpu" and recipe.network not in SMALL:
-        print("this takes days on a CPU: use a GPU, or try --limit 2000 --epochs 2")
+        print("all images take days on a CPU: use a GPU, or try --limit 2000 --epochs 2")
 
 
 def print_difference(accuracies: list[float], papers: list[dict]) -> None:
