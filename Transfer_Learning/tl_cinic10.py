@@ -459,6 +459,10 @@ def load_trunk(network: str, pretrained: bool, download: bool) -> nn.Module:
         ) from error
 
 
+# <<< shared: transfer_script
+
+
+# >>> shared: transfer_network (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
 def build_head(recipe: Recipe, features: int) -> nn.Module:
     """(N, features) -> logits (N, classes)"""
     layers, width = recipe.layers, recipe.width
@@ -524,6 +528,10 @@ def build_network(
     return network_of(recipe, download=True)
 
 
+# <<< shared: transfer_network
+
+
+# >>> shared: transfer_run (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
 class Trainer:
     """Trains and tests one network, together with the other processes if there are some.
 
@@ -1018,6 +1026,10 @@ def explain(error: Exception) -> str:
     return line
 
 
+# <<< shared: transfer_run
+
+
+# >>> shared: transfer_main (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 finished, 2 a mistake of the user, 130 stopped by Ctrl-C."""
     args = parse_arguments(argv)
@@ -1032,7 +1044,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-# <<< shared: transfer_script
+# <<< shared: transfer_main
 
 if __name__ == "__main__":
     sys.exit(main())
