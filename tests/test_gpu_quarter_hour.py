@@ -175,11 +175,11 @@ def test_the_rehearsal(tmp_path):
     write_data(data, "MNIST/mnist", "MNIST/fashion_mnist", train=600, test=1000)
     line = ["--rehearse", "--out", str(out), "--work", str(tmp_path / "work")]
     line += ["--data-dir", str(data)]
-    assert tool.main(["check", "--seconds", "900", *line]) == 0, (out / "summary.md").read_text()
+    assert tool.main(["check", "--seconds", "3000", *line]) == 0, (out / "summary.md").read_text()
     speed = json.loads((out / "speed.json").read_text())
     assert len(speed["steps"]) == 12 and len(speed["at_once"]) == 1 and speed["bench"]["rows"]
     assert (out / "tests.xml").exists()
-    assert tool.main(["train", "--seconds", "300", "--pair-seconds", "250", *line]) == 0
+    assert tool.main(["train", "--seconds", "900", "--pair-seconds", "800", *line]) == 0
     with tarfile.open(out / "logs.tar") as archive:
         found = [x for x in archive.getnames() if "vgg5" in x]
     assert len(found) == 2 and len(list(out.iterdir())) == 4

@@ -286,7 +286,7 @@ def smoke(session: Session) -> str:
             line += ["--limit", "5000"]
         line += ["--results-dir", str(session.args.work / "smoke")]
         child = start(session, [sys.executable, "-c", SMOKE, *line])
-        wait(session, [child], time.monotonic() + 60)
+        wait(session, [child], time.monotonic() + session.args.patience * 60)
         if child.returncode:
             raise Failure(f"{precision}\n\n```\n{child.errors.read_text()[-4000:]}\n```\n")
     return "VGG-5 trains in fp32 and bf16"
@@ -296,7 +296,9 @@ def run_tests(session: Session) -> str:
     """tests/test_cuda.py by four workers; torchrun takes too long."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "4", "tests/test_cuda.py"]
     command += ["-k", "not torchrun", f"--junitxml={session.args.out / 'tests.xml'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=90 * session.args.patience
+    )
     return (done.stdout.strip().splitlines() or [done.stderr])[-1].strip("= ")
 
 
@@ -308,7 +310,7 @@ def time_steps(session: Session) -> str:
     with output.open("w") as file:
         child = subprocess.Popen(command, stdout=file)
         child.errors = None
-        wait(session, [child], time.monotonic() + 45)
+        wait(session, [child], time.monotonic() + session.args.patience * 45)
     session.speed["steps"] = [json.loads(line) for line in output.read_text().splitlines()]
     return f"{len(session.speed['steps'])} of 12 ways"
 
@@ -389,7 +391,7 @@ def small_cnn(session: Session) -> str:
         command = session.command("fashion_mnist", "--seed", str(seed))
         children.append(start(session, command, environment))
     try:
-        wait(session, children, time.monotonic() + 60)
+        wait(session, children, time.monotonic() + session.args.patience * 60)
     finally:
         stop_mps(environment)
     return f"{sum(child.returncode == 0 for child in children)} of {len(children)} seeds"
@@ -404,7 +406,7 @@ def run_bench(session: Session) -> str:
     if session.args.rehearse:
         command += ["--networks", "cnn", "--device", "cpu"]
     child = start(session, command)
-    wait(session, [child], time.monotonic() + min(90, session.left() - 5))
+    wait(session, [child], time.monotonic() + min(90 * session.args.patience, session.left() - 5))
     for path in folder.glob("bench/*.json"):
         session.speed["bench"] = json.loads(path.read_text())
         return "in speed.json; for the page: results/bench, then tools/bench.py --page-only"
@@ -418,7 +420,7 @@ def check(session: Session) -> None:
     rehearse = session.args.rehearse
     for count, seconds, mps in ((4, 24, False), (4, 20, True), (8, 30, True)):
         if rehearse:
-            count, seconds = 2, 60
+            count, seconds = 2, 240
 
         def work(session: Session, count=count, seconds=seconds, mps=mps) -> str:
             return time_runs_at_once(session, count, seconds, mps)
@@ -544,6 +546,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if value := getattr(args, name):
             setattr(args, name, value.resolve())
     args.data_dir = args.data_dir or args.work / "data"
+    args.patience = 5 if args.rehearse else 1  # how much longer a stage may take
     return args
 
 

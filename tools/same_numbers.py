@@ -7,7 +7,8 @@ default: HEAD) and one of the present text, on this machine, with the same comma
 made-up data (tools/made_up_data.py). The run of the present text is stopped after its first epoch
 and goes on from its checkpoint; that of BASE is not. All numbers are compared digit by digit:
 parameters, fc_multiplications and counts of the first line, every epoch, the end; not seconds and
-dates. The table says how many runs are equal; --output writes it to a file as well.
+dates, nor numbers that BASE did not log yet. The table says how many runs are equal; --output
+writes it to a file as well.
 
 A run has three epochs (arch2: 103, since its rate changes after 100; regression: 100) of 24 images
 of 28 to 32 pixels. The large networks of the transfer scripts are real in tl_cifar10; in the other
@@ -218,10 +219,10 @@ def printed(script: ModuleType, command: str) -> dict[str, object]:
 
 
 def difference(old: dict, new: dict) -> str:
-    """The first number that differs, in words; empty if there is none."""
-    for key in old | new:
-        if key not in old or key not in new or old[key] != new[key]:
-            return f"{key}: {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
+    """The first number of the old text that is another one now; empty if there is none."""
+    for key, value in old.items():
+        if key not in new or new[key] != value:
+            return f"{key}: {value}, now {new.get(key, 'absent')}"
     return ""
 
 
