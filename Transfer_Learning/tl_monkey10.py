@@ -401,6 +401,10 @@ def chosen(part: tuple, rows: Tensor) -> tuple:
     return images[rows], labels[rows]
 
 
+# <<< shared: transfer_script
+
+
+# >>> shared: transfer_split (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
 def split(parts: dict, recipe: Recipe) -> dict:
     """Holds out training images and limits their number, the same way in all runs."""
     train = parts["train"]
@@ -420,6 +424,10 @@ def split(parts: dict, recipe: Recipe) -> dict:
     return parts
 
 
+# <<< shared: transfer_split
+
+
+# >>> shared: transfer_load (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)
 def load_data(folder: Path, recipe: Recipe, download: bool, quiet: bool) -> tuple[dict, dict]:
     """The parts of the data (train, test, perhaps heldout), checked and split, and facts for a log.
 
@@ -468,7 +476,7 @@ def load_trunk(network: str, pretrained: bool, download: bool) -> nn.Module:
         ) from error
 
 
-# <<< shared: transfer_script
+# <<< shared: transfer_load
 
 
 # >>> shared: transfer_network (origin Transfer_Learning/tl_cifar10.py; edit there, then: make sync)

@@ -46,7 +46,7 @@ EXCEPTIONS = {
     "EMNIST/arch2_emnist_digits.py": {"networks"},
     "CIFAR/cifar10.py": {"warp", "perspective", "networks"},
     "CIFAR/cifar100.py": {"warp", "perspective", "networks"},
-    "Transfer_Learning/tl_folder.py": {"transfer_network", "transfer_main"},
+    "Transfer_Learning/tl_folder.py": {"transfer_split", "transfer_network", "transfer_main"},
 }
 
 
