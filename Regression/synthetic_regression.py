@@ -46,7 +46,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import sys
 import time
@@ -137,21 +136,20 @@ def seed_of(*purpose) -> int:
 
 
 def multiplications(network: nn.Module) -> int:
-    """How many one sample takes in the linear layers."""
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    return sum(module.weight.numel() for module in linear)
+    """How many one sample takes: one for each weight of the linear layers; biases have none."""
+    return sum(x.numel() for x in network.parameters() if x.dim() == 2)
 
 
 # <<< shared: mlp_common
 class Data(NamedTuple):
-    """The samples of a seed, and facts for the log."""
+    """The samples of a seed on the device, and facts for the log."""
 
     inputs: Tensor  # (1000, 8)
     targets: Tensor  # (1000, 1), or (1000, 1000) with broadcast noise
     reference: Tensor  # (1000, 1): the MSE is the distance from it, squared, plus the floor
-    floor: float
     fresh_inputs: Tensor  # (10000, 8)
     fresh_targets: Tensor  # (10000, 1)
+    floor: float
     facts: dict
 
 
@@ -172,8 +170,8 @@ def clean_targets(function: str, inputs: Tensor) -> Tensor:
     return targets
 
 
-def load_data(recipe: Recipe, seed: int) -> Data:
-    """Draws the samples of this seed."""
+def load_data(recipe: Recipe, seed: int, device: torch.device) -> Data:
+    """Draws the samples of this seed on the CPU, so that they are the same on every device."""
     # Seed 0 gives the samples of the authors' script.
     inputs, noise = draw(recipe.samples, torch.Generator().manual_seed(seed))
     fresh_inputs, _ = draw(FRESH, torch.Generator().manual_seed(seed_of(seed, "fresh")))
@@ -191,7 +189,8 @@ def load_data(recipe: Recipe, seed: int) -> Data:
     facts = {"sha256": digest.hexdigest()[:16], "official": True, "verified": True}
     facts |= {"train": len(inputs), "heldout": 0, "test": len(fresh_inputs)}
     facts["noise_variance_drawn"] = float(f"{variance:.6g}")
-    return Data(inputs, targets, reference, floor, fresh_inputs, fresh_targets, facts)
+    tensors = [inputs, targets, reference, fresh_inputs, fresh_targets]
+    return Data(*[x.to(device) for x in tensors], floor, facts)
 
 
 class SpinalLayers(nn.Module):
@@ -253,20 +252,21 @@ def build_network(
 class Trainer:
     """Trains and measures one network."""
 
-    def __init__(self, recipe: Recipe, data: Data):
+    def __init__(self, recipe: Recipe, data: Data, device: torch.device):
         self.recipe = recipe
         self.data = data
         sizes = {}
         if recipe.head == "spinal":
             sizes = {"width": recipe.width, "layers": recipe.layers}
-        self.network = build_network("mlp", recipe.head, protocol=recipe.protocol, **sizes)
+        network = build_network("mlp", recipe.head, protocol=recipe.protocol, **sizes)
+        self.network = network.to(device)
         weights = self.network.parameters()
         self.optimizer = torch.optim.Adam(weights, recipe.learning_rate, fused=True)
 
     def epoch(self, order: Tensor, state: dict) -> dict:
         """Trains on all samples in this order. Returns the numbers of the epoch's line."""
         data = self.data
-        total = torch.zeros(())
+        total = 0
         for index in order.split(self.recipe.batch_size):
             self.optimizer.zero_grad()
             targets = data.targets[index]
@@ -307,8 +307,8 @@ class Trainer:
         return numbers | {"noise_variance": NOISE_VARIANCE, "constant_clean_mse": error}
 
     def weights(self) -> dict:
-        """What --save-weights keeps."""
-        return self.network.state_dict()
+        """What --save-weights keeps: on the CPU, which every computer has."""
+        return self.network.cpu().state_dict()
 
 
 def head_name(recipe: Recipe) -> str:
@@ -350,21 +350,34 @@ def describe_result(run: "Run") -> str:
 
 
 # >>> shared: mlp_run (origin Regression/synthetic_regression.py; edit there, then: make sync)
-def provenance() -> dict:
+def found(file: str, pattern: str) -> str:
+    """What a system file of Linux says in the first group of the pattern, or "unknown"."""
+    text = Path(file).read_text() if Path(file).exists() else ""
+    return [*re.findall(pattern, text), "unknown"][0]
+
+
+def provenance(device: torch.device) -> dict:
     """The program and the machine: what else can change the last digits of a result."""
-    name = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux
-    if cpuinfo.exists():
-        models = re.findall("model name.*: (.*)", cpuinfo.read_text())
-        name = models[0] if models else name
     text = Path(__file__).read_bytes().replace(b"\r\n", b"\n")
-    return {
-        "device": "cpu",
-        "device_name": f"{name} ({torch.backends.cpu.get_cpu_capability()})",
-        "threads": torch.get_num_threads(),
+    versions = {"torch": str(torch.__version__)}
+    processor = found("/proc/cpuinfo", "model name.*: (.*)")
+    facts = {
         "script_sha256": hashlib.sha256(text).hexdigest()[:16],
-        "versions": {"torch": str(torch.__version__)},
+        "versions": versions,
+        "device": device.type,
+        "device_name": f"{processor} ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
     }
+    if device.type == "cuda":
+        versions["cudnn"] = torch.backends.cudnn.version()
+        facts |= {
+            "device_name": torch.cuda.get_device_name(device),
+            "capability": torch.cuda.get_device_capability(device),
+            "driver": found("/proc/driver/nvidia/version", r"(\d+\.[\d.]+)"),
+            "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+            "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return facts
 
 
 def write_log(path: Path, lines: list[dict]) -> None:
@@ -409,12 +422,13 @@ class Run:
     recipe: Recipe
     seed: int
     data: Data
+    device: torch.device
     args: argparse.Namespace
 
     def __post_init__(self) -> None:
         recipe = self.recipe
         departures = [key for key in MARKS if getattr(recipe, key) != getattr(SPINAL, key)]
-        parts = [recipe.network, head_name(recipe), recipe.protocol]
+        parts = ["mlp", head_name(recipe), recipe.protocol]
         parts += describe_run(recipe, self.data.facts)
         parts += [f"{MARKS[key]}{getattr(recipe, key)}" for key in departures]
         self.name = "-".join([*parts, f"s{self.seed}"])
@@ -424,7 +438,7 @@ class Run:
         self.checkpoint = self.log.with_suffix(".pt")
         self.weights = results / "weights" / SCRIPT / f"{self.name}.pt"
         torch.manual_seed(seed_of(self.seed, "weights"))
-        self.trainer = Trainer(recipe, self.data)
+        self.trainer = Trainer(recipe, self.data, self.device)
         self.start = {
             "event": "start",
             "schema": 3,
@@ -436,7 +450,7 @@ class Run:
             "parameters": sum(x.numel() for x in self.trainer.network.parameters()),
             "fc_multiplications": multiplications(self.trainer.network),
             "data": self.data.facts,
-            "provenance": provenance(),
+            "provenance": provenance(self.device),
         }
         # lines: of the log; epoch: the last finished one; loss: of its training
         self.state = {"lines": [self.start], "epoch": 0, "loss": 0.0}
@@ -456,8 +470,10 @@ class Run:
             raise
         except Exception as error:  # damaged files raise exceptions of many kinds
             reason = error if type(error) is ValueError else "it is damaged"
-            text = f"the log or checkpoint {self.log.with_suffix('')} cannot be used ({reason})"
-            raise ValueError(f"{text}: --overwrite starts anew") from error
+            raise ValueError(
+                f"the log or checkpoint {self.log.with_suffix('')} cannot be used ({reason}): "
+                "--overwrite starts anew"
+            ) from error
         if note:
             print(note)
         else:
@@ -487,15 +503,16 @@ class Run:
 
     def resume(self) -> None:
         """Goes on from the checkpoint. Raises an exception if it is not one of this run."""
-        saved = torch.load(self.checkpoint)  # tensors and plain values only
+        # Tensors and plain values only. load_state_dict brings them to the device of this run.
+        saved = torch.load(self.checkpoint, "cpu")
         if not compare(saved["state"]["lines"][0], self.start):
             raise ValueError("it was made by another version of this script")
         self.trainer.network.load_state_dict(saved["network"])
         self.trainer.optimizer.load_state_dict(saved["optimizer"])
         self.state = saved["state"]
         epoch = self.state["epoch"]
-        machine = self.start["provenance"]
-        self.state["lines"].append({"event": "resume", "epoch": epoch, "provenance": machine})
+        line = {"event": "resume", "epoch": epoch, "provenance": self.start["provenance"]}
+        self.state["lines"].append(line)
         print(f"{self.name} goes on after epoch {epoch}")
 
     def train_epoch(self, epoch: int) -> None:
@@ -505,7 +522,7 @@ class Run:
         # The head is not in this seed: both heads get the same samples in the same order.
         generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
         order = torch.randperm(self.data.facts["train"], generator=generator)
-        numbers = self.trainer.epoch(order, state)
+        numbers = self.trainer.epoch(order.to(self.device), state)
         state |= {"epoch": epoch, "loss": numbers["train_loss"]}
         line = {
             "event": "epoch",
@@ -522,19 +539,24 @@ class Run:
     def save(self) -> None:
         """Writes the unfinished log and the checkpoint."""
         write_log(self.unfinished_log, self.state["lines"])
-        saved = {"state": self.state, "network": self.trainer.network.state_dict()}
-        saved["optimizer"] = self.trainer.optimizer.state_dict()
+        saved = {
+            "state": self.state,
+            "network": self.trainer.network.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+        }
         save_tensors(self.checkpoint, saved)
 
     def finish(self) -> None:
         """Measures what is reported, and writes the log with its last line."""
         state = self.state
-        end = {"event": "end", "epochs": state["epoch"], "outcome": "finished"}
-        if not math.isfinite(state["loss"]):
-            end |= {"outcome": "diverged", "diverged_epoch": state["epoch"]}
-        end |= self.trainer.report(state)
-        end["seconds"] = sum(line.get("seconds", 0) for line in state["lines"])
-        end["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        end = {
+            "event": "end",
+            "epochs": state["epoch"],
+            "outcome": "finished" if math.isfinite(state["loss"]) else "diverged",
+            **self.trainer.report(state),
+            "seconds": sum(line.get("seconds", 0) for line in state["lines"]),
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         write_log(self.unfinished_log, [*state["lines"], end])
         if self.args.save_weights:
             self.weights.parent.mkdir(parents=True, exist_ok=True)
@@ -545,6 +567,16 @@ class Run:
 
 # <<< shared: mlp_run
 # >>> shared: mlp_arguments (origin Regression/synthetic_regression.py; edit there, then: make sync)
+NUMBERS = {  # settings and arguments that are whole numbers
+    "layers": "hidden layers of the SpinalNet",
+    "width": "neurons in each of them",
+    "epochs": "how often the network sees each training sample",
+    "batch_size": "samples in a step of training",
+    "seed": "of the first run",
+    "runs": "with seeds SEED, SEED + 1, ...",
+}
+
+
 def new_parser() -> argparse.ArgumentParser:
     """A parser with the flags that all scripts of this folder have."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -552,14 +584,16 @@ def new_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     usual = "default: %(default)s"
     add("--head", choices=[*HEADS, "both"], default="both", help=usual)
-    add("--layers", type=int, default=SPINAL.layers, help="of the SpinalNet; " + usual)
-    add("--width", type=int, default=SPINAL.width, help="neurons in each of them; " + usual)
-    add("--epochs", type=int, default=SPINAL.epochs, help=usual)
-    add("--batch-size", type=int, default=SPINAL.batch_size, help=usual)
+    defaults = asdict(SPINAL) | {"seed": 0, "runs": 1}
+    for key, text in NUMBERS.items():
+        flag = f"--{key.replace('_', '-')}"
+        add(flag, type=int, default=defaults[key], help=f"{text}; {usual}")
     add("--lr", type=float, dest="learning_rate", default=SPINAL.learning_rate, help=usual)
-    add("--seed", type=int, default=0, help="of the first run; default: 0")
-    add("--runs", type=int, default=1, help="with seeds SEED, SEED + 1, ...; default: 1")
-    add("--device", choices=["cpu", "auto"], default="cpu", help="small networks want no GPU")
+    add(
+        "--device",
+        default="cpu",
+        help="cpu (default: faster for networks this small), cuda, cuda:1, auto (cuda or cpu)",
+    )
     add("--results-dir", type=Path, default="results", help=usual)
     add("--save-weights", action="store_true", help="keep the network in results/weights")
     add("--quiet", action="store_true", help="print results only")
@@ -571,11 +605,21 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     """Ends the process with status 2 if a number is out of range."""
     for key, value in vars(args).items():
         flag = "--lr" if key == "learning_rate" else f"--{key.replace('_', '-')}"
-        least = 0 if key == "seed" else 1
-        if type(value) is int and not least <= value < 10**6:
+        least = 1e-9 if type(value) is float else 1
+        if key == "seed":
+            least = 0
+        if type(value) in (int, float) and not least <= value < 10**6:
             parser.error(f"{flag} must be from {least} to 999999")
-        if type(value) is float and not 1e-9 <= value < 10**6:
-            parser.error(f"{flag} must be from 0.000000001 to 999999")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name. Raises ValueError if it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except Exception as error:  # PyTorch's text may name twenty devices
+        raise ValueError(f"--device {name} cannot be used on this computer") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -583,7 +627,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     torch.set_num_threads(1)  # more threads would only wait for each other
     try:
-        reproduce(args)
+        reproduce(args, choose_device(args.device))
     except KeyboardInterrupt:
         print("stopped: the same command, without --overwrite, goes on", file=sys.stderr)
         return 130
@@ -622,13 +666,13 @@ def choose_recipes(args: argparse.Namespace, function: str) -> list[Recipe]:
     return recipes
 
 
-def announce(args: argparse.Namespace, functions: list[str]) -> None:
+def announce(args: argparse.Namespace, functions: list[str], device: torch.device) -> None:
     """Prints what will be trained, on what and where."""
     recipes = choose_recipes(args, functions[0])
     heads = " and ".join(head_name(recipe) for recipe in recipes)
     print(f"synthetic, {args.protocol}, {args.noise} noise: {heads}; runs of each: {args.runs}")
     print(f"functions: {', '.join(functions)}")
-    print(f"epochs: {args.epochs}; training samples: {SPINAL.samples:,}; device: cpu")
+    print(f"epochs: {args.epochs}; training samples: {SPINAL.samples:,}; device: {device}")
 
 
 def print_differences(runs: dict[str, list[Run]]) -> None:
@@ -651,18 +695,18 @@ def print_differences(runs: dict[str, list[Run]]) -> None:
         print(f"  {function}: {text}")
 
 
-def reproduce(args: argparse.Namespace) -> None:
+def reproduce(args: argparse.Namespace, device: torch.device) -> None:
     """Does what the command line asks for."""
     functions = FUNCTIONS if args.function == "all" else [args.function]
     if not args.quiet:
-        announce(args, functions)
+        announce(args, functions, device)
     runs = {function: [] for function in functions}
     for seed in range(args.seed, args.seed + args.runs):
         for function in functions:
             recipes = choose_recipes(args, function)
-            data = load_data(recipes[0], seed)
+            data = load_data(recipes[0], seed, device)
             for recipe in recipes:
-                run = Run(recipe, seed, data, args)
+                run = Run(recipe, seed, data, device, args)
                 run.perform()
                 runs[function].append(run)
     if len(recipes) == 2:

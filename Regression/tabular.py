@@ -43,7 +43,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import sys
 import time
@@ -64,13 +63,11 @@ except KeyboardInterrupt:
 # <<< shared: mlp_imports
 import copy
 import csv
-import statistics
 
 # ---- Facts of this experiment -------------------------------------------------------------------
 SCRIPT = "tabular"
 HEADS = ["fc", "spinal"]
 DIABETES = "e9c1f7559552854a"  # hash of the demo's numbers
-DELIMITERS = [",", ";", "\t"]
 MISSING = ["", "?", "na", "n/a", "nan"]  # what stands in tables for a missing value
 LEAST_ROWS = 20
 
@@ -119,9 +116,8 @@ def seed_of(*purpose) -> int:
 
 
 def multiplications(network: nn.Module) -> int:
-    """How many one sample takes in the linear layers."""
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    return sum(module.weight.numel() for module in linear)
+    """How many one sample takes: one for each weight of the linear layers; biases have none."""
+    return sum(x.numel() for x in network.parameters() if x.dim() == 2)
 
 
 # <<< shared: mlp_common
@@ -137,7 +133,7 @@ class Table(NamedTuple):
 class Data(NamedTuple):
     """What runs need of a table."""
 
-    parts: dict[str, tuple[Tensor, Tensor]]  # train, heldout, test: inputs and targets
+    parts: dict[str, tuple[Tensor, Tensor]]  # train, heldout, test: inputs, targets; on the device
     scaling: dict  # names, mean and scale of inputs (F,) and targets (C,); names of classes
     shape: dict  # arguments of build_network
     facts: dict  # for the log
@@ -149,56 +145,54 @@ def read_demo() -> Table:
         from sklearn.datasets import load_diabetes
     except ImportError as error:
         raise ValueError("--demo needs scikit-learn: pip install scikit-learn") from error
-    found = load_diabetes(scaled=False)
-    targets = torch.from_numpy(found.target)[:, None]
-    names = {"inputs": found.feature_names, "targets": ["progression"], "classes": []}
-    return Table("diabetes", torch.from_numpy(found.data), targets, names)
+    patients = load_diabetes(scaled=False)
+    targets = torch.from_numpy(patients.target)[:, None]
+    names = {"inputs": patients.feature_names, "targets": ["progression"], "classes": []}
+    return Table("diabetes", torch.from_numpy(patients.data), targets, names)
 
 
 def read_rows(path: Path, delimiter: str | None) -> list[tuple[int, dict]]:
     """The number of each line below the names, and its values by column. Raises ValueError."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = delimiter or max(DELIMITERS, key=file.readline().count)
+            delimiter = delimiter or max(",;\t", key=file.readline().count)
             file.seek(0)
             reader = csv.DictReader(file, delimiter=delimiter)
             names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             rows = [(reader.line_num, row) for row in reader]
     except (csv.Error, TypeError, ValueError) as error:
-        text = f"{path} is no table in UTF-8 with the delimiter {delimiter!r}: {error}"
-        raise ValueError(text) from error
+        raise ValueError(
+            f"{path} is no table in UTF-8 with the delimiter {delimiter!r}: {error}"
+        ) from error
     if not rows:
         raise ValueError(f"{path} has no rows below a line of column names")
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"{path}: each column needs a name of its own: {', '.join(names)}")
     for line, row in rows:
         if None in row or None in row.values():  # csv's sign for too many or too few
-            text = f"{path}, line {line}: it has not one value for each of {len(names)} columns"
-            raise ValueError(f"{text}: mend it, or name the sign between values with --delimiter")
+            raise ValueError(
+                f"{path}, line {line}: it has not one value for each of {len(names)} columns: "
+                "mend it, or name the sign between values with --delimiter"
+            )
     return rows
-
-
-def parse_value(text: str, column: str, line: int) -> float:
-    """A value of the table as a number. Raises ValueError if it is none."""
-    place = f"column {column!r}, line {line}"
-    if text.strip().lower() in MISSING:
-        raise ValueError(f"{place}: the value is missing: fill it in, or remove the line")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.inf
-    if not math.isfinite(value):
-        advice = "write decimals with a point, categories as 0 and 1 (a target: see --task)"
-        raise ValueError(f"{place}: {text!r} is not a number: {advice}")
-    return value
 
 
 def numbers_of(rows: list[tuple[int, dict]], columns: list[str]) -> Tensor:
     """The values of these columns, (N, columns) float64. Raises ValueError if one is no number."""
     numbers = []
     for line, row in rows:
-        numbers.append([parse_value(row[name], name, line) for name in columns])
-    return torch.tensor(numbers, dtype=torch.float64)
+        for name in columns:
+            try:
+                numbers.append(float(row[name]))
+            except ValueError:
+                numbers.append(math.nan)
+            if not math.isfinite(numbers[-1]):
+                raise ValueError(
+                    f"column {name!r}, line {line}: {row[name]!r} is not a number: fill in what is "
+                    "missing, write decimals with a point, categories as 0 and 1; for a target "
+                    "that is text there is --task classification"
+                )
+    return torch.tensor(numbers, dtype=torch.float64).view(len(rows), len(columns))
 
 
 def read_table(args: argparse.Namespace) -> Table:
@@ -231,11 +225,13 @@ def split_rows(count: int, heldout: float, test: float) -> dict[str, Tensor]:
     """The rows of each part, the same in all runs. Raises ValueError if there are too few."""
     generator = torch.Generator().manual_seed(seed_of("tabular split", 0))
     order = torch.randperm(count, generator=generator)
-    sizes = [max(1, round(count * share)) for share in (test, heldout)]
+    sizes = [round(count * share) for share in (test, heldout)]
     sizes.append(count - sum(sizes))
     if count < LEAST_ROWS or min(sizes) < 2:
-        text = f"{count} rows are too few to test on {sizes[0]}, validate on {sizes[1]}"
-        raise ValueError(f"{text} and train on the rest: {LEAST_ROWS} are needed, 2 in each part")
+        raise ValueError(
+            f"{count} rows are too few to test on {sizes[0]}, validate on {sizes[1]} and train on "
+            f"the rest: {LEAST_ROWS} are needed, 2 in each part"
+        )
     parts = [part.sort().values for part in order.split(sizes)]
     return dict(zip(("test", "heldout", "train"), parts, strict=True))
 
@@ -246,30 +242,37 @@ def moments_of(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.mean(0), torch.where(scale > 0, scale, 1.0)
 
 
-def load_data(table: Table, args: argparse.Namespace) -> Data:
+def load_data(table: Table, args: argparse.Namespace, device: torch.device) -> Data:
     """Splits and standardises a table, by its training rows alone. Raises ValueError."""
-    rows = split_rows(len(table.inputs), args.validation, args.test)
     _, inputs, targets, names = table
+    rows = split_rows(len(inputs), args.validation, args.test)
     train = targets[rows["train"]]
     if (train == train[0]).all(0).any():
         raise ValueError(f"a target of {', '.join(names['targets'])} is the same in all rows")
-    if len(train.unique()) < len(names["classes"]):
+    classes = names["classes"]
+    if len(train.unique()) < len(classes):
         raise ValueError("a class is in no training row: give more rows of it, or leave it out")
     sha256 = hashlib.sha256(inputs.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()[:16]
-    facts = {"sha256": sha256, "official": bool(args.demo), "verified": sha256 == DIABETES}
-    facts |= {name: len(index) for name, index in rows.items()}
-    facts |= {"inputs": len(names["inputs"]), "targets": names["targets"]}
+    facts = {
+        "sha256": sha256,
+        "official": bool(args.demo),
+        "verified": sha256 == DIABETES,
+        "inputs": len(names["inputs"]),
+        "targets": names["targets"],
+    }
     mean, scale = moments_of(inputs[rows["train"]])
     inputs = ((inputs - mean) / scale).float()
     scaling = {**names, "input_mean": mean, "input_scale": scale}
-    if not names["classes"]:
+    if not classes:
         mean, scale = moments_of(train)
         targets = ((targets - mean) / scale).float()
         scaling |= {"target_mean": mean, "target_scale": scale}
-    parts = {name: (inputs[index], targets[index]) for name, index in rows.items()}
+    parts = {}
+    for name, index in rows.items():
+        parts[name] = (inputs[index].to(device), targets[index].to(device))
+        facts[name] = len(index)
     shape = {key: getattr(args, key) for key in ("splits", "layers", "width", "allow_unused")}
-    outputs = len(names["classes"] or names["targets"])
-    shape |= {"features": len(names["inputs"]), "outputs": outputs}
+    shape |= {"features": facts["inputs"], "outputs": len(classes or names["targets"])}
     return Data(parts, scaling, shape, facts)
 
 
@@ -298,12 +301,6 @@ class SpinalNet(nn.Module):
         return self.output(torch.cat(outputs, 1))
 
 
-def fc_width(features: int, outputs: int, budget: int) -> int:
-    """The largest width w with features w + w w + w outputs <= budget multiplications, or 1."""
-    both = features + outputs
-    return max(1, (math.isqrt(both**2 + 4 * budget) - both) // 2)
-
-
 def build_network(
     network: str,
     head: str | None,
@@ -326,32 +323,40 @@ def build_network(
     layers = layers or SPINAL.layers
     size = round(features / splits)  # half to even (Q4)
     if size < 1 or (layers * size < features and not allow_unused):
-        text = f"{layers} windows of {size} inputs do not cover {features} inputs"
-        raise ValueError(f"{text}: use more --layers, fewer --splits, or --allow-unused")
+        raise ValueError(
+            f"{layers} windows of {size} inputs do not cover {features} inputs: "
+            "use more --layers, fewer --splits, or --allow-unused"
+        )
     spinal = SpinalNet(features, size, layers, width or SPINAL.width, outputs)
     if head != "fc":
         return spinal
-    width = fc_width(features, outputs, multiplications(spinal))
-    hidden = [nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
-    return nn.Sequential(*hidden, nn.Linear(width, outputs))
+    # The largest width w with features w + w w + w outputs <= budget, but at least 1.
+    both, budget = features + outputs, multiplications(spinal)
+    width = max(1, (math.isqrt(both**2 + 4 * budget) - both) // 2)
+    return nn.Sequential(
+        nn.Linear(features, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, outputs),
+    )
 
 
 class Trainer:
     """Trains and measures one network."""
 
-    def __init__(self, recipe: Recipe, data: Data):
+    def __init__(self, recipe: Recipe, data: Data, device: torch.device):
         self.recipe = recipe
         self.data = data
         self.classes = data.scaling["classes"]
-        self.network = build_network("mlp", recipe.head, **data.shape)
+        self.network = build_network("mlp", recipe.head, **data.shape).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), recipe.learning_rate)
 
     def epoch(self, order: Tensor, state: dict) -> dict:
         """Trains on all rows in this order. Returns the numbers of the epoch's line."""
-        self.network.train()
         inputs, targets = self.data.parts["train"]
         loss_function = F.cross_entropy if self.classes else F.mse_loss
-        total = torch.zeros(())
+        total = 0
         for index in order.split(self.recipe.batch_size):
             self.optimizer.zero_grad()
             loss = loss_function(self.network(inputs[index]), targets[index])
@@ -359,48 +364,49 @@ class Trainer:
             self.optimizer.step()
             total += loss.detach() * len(index)
         rank, numbers = self.evaluate("heldout")
-        if rank < state.get("rank", [math.inf]):  # the lowest is the best
-            weights = copy.deepcopy(self.network.state_dict())
-            state |= {"rank": rank, "best_epoch": state["epoch"] + 1, "best_weights": weights}
+        if state["epoch"] == 0 or rank < state["rank"]:  # the lowest is the best
+            state |= {"rank": rank, "best_epoch": state["epoch"] + 1}
+            state["best_weights"] = copy.deepcopy(self.network.state_dict())
         return {"train_loss": float(total) / len(order), **numbers}
 
     @torch.no_grad()
     def evaluate(self, part: str) -> tuple[list[float], dict]:
         """What to minimise, and errors in the targets' own units, or loss and accuracy."""
         inputs, targets = self.data.parts[part]
-        outputs = self.network.eval()(inputs)
+        outputs = self.network(inputs)
         if self.classes:
             accuracy = 100 * float((outputs.argmax(1) == targets).sum()) / len(targets)
             loss = float(F.cross_entropy(outputs, targets))
-            numbers = {f"{part}_loss": loss, f"{part}_accuracy_pct": accuracy}
-            return [-accuracy, loss], numbers
-        scale = self.data.scaling["target_scale"]
+            return [-accuracy, loss], {f"{part}_loss": loss, f"{part}_accuracy_pct": accuracy}
+        scale = self.data.scaling["target_scale"].to(targets.device)
         errors = ((outputs - targets) * scale).square().mean(0)
         # The mean of the training rows is 0 here.
         constant = (targets * scale).square().mean(0)
         error = float(errors.mean())
-        numbers = {f"{part}_mse": error, f"{part}_rmse": math.sqrt(error)}
-        numbers[f"{part}_r2"] = float((1 - errors / constant).mean())
-        return [error], numbers
+        return [error], {
+            f"{part}_mse": error,
+            f"{part}_rmse": math.sqrt(error),
+            f"{part}_r2": float((1 - errors / constant).mean()),
+        }
 
     def report(self, state: dict) -> dict:
         """The numbers of the log's last line; the test rows are read here. state: of the run"""
-        best_epoch = state.get("best_epoch", 0)
         _, last = self.evaluate("test")
-        if best_epoch:
-            self.network.load_state_dict(state["best_weights"])
-        numbers = {"best_epoch": best_epoch}
+        self.network.load_state_dict(state["best_weights"])
+        numbers = {"best_epoch": state["best_epoch"]}
         numbers |= self.evaluate("heldout")[1] | self.evaluate("test")[1]
         if self.classes:  # under the names that the logs of images have
-            numbers["selected_epoch"] = best_epoch
-            numbers["best_heldout_accuracy_pct"] = numbers["heldout_accuracy_pct"]
-            numbers["last_test_accuracy_pct"] = last["test_accuracy_pct"]
-            numbers["selected_test_accuracy_pct"] = numbers["test_accuracy_pct"]
+            numbers |= {
+                "selected_epoch": state["best_epoch"],
+                "best_heldout_accuracy_pct": numbers["heldout_accuracy_pct"],
+                "last_test_accuracy_pct": last["test_accuracy_pct"],
+                "selected_test_accuracy_pct": numbers["test_accuracy_pct"],
+            }
         return numbers
 
     def weights(self) -> dict:
-        """What --save-weights keeps."""
-        return {"network": self.network.state_dict(), **self.data.scaling}
+        """What --save-weights keeps: on the CPU, which every computer has."""
+        return {"network": self.network.cpu().state_dict(), **self.data.scaling}
 
 
 def head_name(recipe: Recipe) -> str:
@@ -410,8 +416,8 @@ def head_name(recipe: Recipe) -> str:
 
 def describe_run(recipe: Recipe, facts: dict) -> list[str]:
     """Parts of the run's name. facts: about the data"""
-    word = re.sub(r"[\W_]", "_", recipe.dataset)
-    return [word, f"split{recipe.budget}", f"data{facts['sha256'][:8]}"]
+    table = re.sub(r"[\W_]", "_", recipe.dataset)
+    return [table, f"split{recipe.budget}", f"data{facts['sha256'][:8]}"]
 
 
 def describe_result(run: "Run") -> str:
@@ -425,21 +431,34 @@ def describe_result(run: "Run") -> str:
 
 
 # >>> shared: mlp_run (origin Regression/synthetic_regression.py; edit there, then: make sync)
-def provenance() -> dict:
+def found(file: str, pattern: str) -> str:
+    """What a system file of Linux says in the first group of the pattern, or "unknown"."""
+    text = Path(file).read_text() if Path(file).exists() else ""
+    return [*re.findall(pattern, text), "unknown"][0]
+
+
+def provenance(device: torch.device) -> dict:
     """The program and the machine: what else can change the last digits of a result."""
-    name = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux
-    if cpuinfo.exists():
-        models = re.findall("model name.*: (.*)", cpuinfo.read_text())
-        name = models[0] if models else name
     text = Path(__file__).read_bytes().replace(b"\r\n", b"\n")
-    return {
-        "device": "cpu",
-        "device_name": f"{name} ({torch.backends.cpu.get_cpu_capability()})",
-        "threads": torch.get_num_threads(),
+    versions = {"torch": str(torch.__version__)}
+    processor = found("/proc/cpuinfo", "model name.*: (.*)")
+    facts = {
         "script_sha256": hashlib.sha256(text).hexdigest()[:16],
-        "versions": {"torch": str(torch.__version__)},
+        "versions": versions,
+        "device": device.type,
+        "device_name": f"{processor} ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
     }
+    if device.type == "cuda":
+        versions["cudnn"] = torch.backends.cudnn.version()
+        facts |= {
+            "device_name": torch.cuda.get_device_name(device),
+            "capability": torch.cuda.get_device_capability(device),
+            "driver": found("/proc/driver/nvidia/version", r"(\d+\.[\d.]+)"),
+            "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+            "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return facts
 
 
 def write_log(path: Path, lines: list[dict]) -> None:
@@ -484,12 +503,13 @@ class Run:
     recipe: Recipe
     seed: int
     data: Data
+    device: torch.device
     args: argparse.Namespace
 
     def __post_init__(self) -> None:
         recipe = self.recipe
         departures = [key for key in MARKS if getattr(recipe, key) != getattr(SPINAL, key)]
-        parts = [recipe.network, head_name(recipe), recipe.protocol]
+        parts = ["mlp", head_name(recipe), recipe.protocol]
         parts += describe_run(recipe, self.data.facts)
         parts += [f"{MARKS[key]}{getattr(recipe, key)}" for key in departures]
         self.name = "-".join([*parts, f"s{self.seed}"])
@@ -499,7 +519,7 @@ class Run:
         self.checkpoint = self.log.with_suffix(".pt")
         self.weights = results / "weights" / SCRIPT / f"{self.name}.pt"
         torch.manual_seed(seed_of(self.seed, "weights"))
-        self.trainer = Trainer(recipe, self.data)
+        self.trainer = Trainer(recipe, self.data, self.device)
         self.start = {
             "event": "start",
             "schema": 3,
@@ -511,7 +531,7 @@ class Run:
             "parameters": sum(x.numel() for x in self.trainer.network.parameters()),
             "fc_multiplications": multiplications(self.trainer.network),
             "data": self.data.facts,
-            "provenance": provenance(),
+            "provenance": provenance(self.device),
         }
         # lines: of the log; epoch: the last finished one; loss: of its training
         self.state = {"lines": [self.start], "epoch": 0, "loss": 0.0}
@@ -531,8 +551,10 @@ class Run:
             raise
         except Exception as error:  # damaged files raise exceptions of many kinds
             reason = error if type(error) is ValueError else "it is damaged"
-            text = f"the log or checkpoint {self.log.with_suffix('')} cannot be used ({reason})"
-            raise ValueError(f"{text}: --overwrite starts anew") from error
+            raise ValueError(
+                f"the log or checkpoint {self.log.with_suffix('')} cannot be used ({reason}): "
+                "--overwrite starts anew"
+            ) from error
         if note:
             print(note)
         else:
@@ -562,15 +584,16 @@ class Run:
 
     def resume(self) -> None:
         """Goes on from the checkpoint. Raises an exception if it is not one of this run."""
-        saved = torch.load(self.checkpoint)  # tensors and plain values only
+        # Tensors and plain values only. load_state_dict brings them to the device of this run.
+        saved = torch.load(self.checkpoint, "cpu")
         if not compare(saved["state"]["lines"][0], self.start):
             raise ValueError("it was made by another version of this script")
         self.trainer.network.load_state_dict(saved["network"])
         self.trainer.optimizer.load_state_dict(saved["optimizer"])
         self.state = saved["state"]
         epoch = self.state["epoch"]
-        machine = self.start["provenance"]
-        self.state["lines"].append({"event": "resume", "epoch": epoch, "provenance": machine})
+        line = {"event": "resume", "epoch": epoch, "provenance": self.start["provenance"]}
+        self.state["lines"].append(line)
         print(f"{self.name} goes on after epoch {epoch}")
 
     def train_epoch(self, epoch: int) -> None:
@@ -580,7 +603,7 @@ class Run:
         # The head is not in this seed: both heads get the same samples in the same order.
         generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
         order = torch.randperm(self.data.facts["train"], generator=generator)
-        numbers = self.trainer.epoch(order, state)
+        numbers = self.trainer.epoch(order.to(self.device), state)
         state |= {"epoch": epoch, "loss": numbers["train_loss"]}
         line = {
             "event": "epoch",
@@ -597,19 +620,24 @@ class Run:
     def save(self) -> None:
         """Writes the unfinished log and the checkpoint."""
         write_log(self.unfinished_log, self.state["lines"])
-        saved = {"state": self.state, "network": self.trainer.network.state_dict()}
-        saved["optimizer"] = self.trainer.optimizer.state_dict()
+        saved = {
+            "state": self.state,
+            "network": self.trainer.network.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+        }
         save_tensors(self.checkpoint, saved)
 
     def finish(self) -> None:
         """Measures what is reported, and writes the log with its last line."""
         state = self.state
-        end = {"event": "end", "epochs": state["epoch"], "outcome": "finished"}
-        if not math.isfinite(state["loss"]):
-            end |= {"outcome": "diverged", "diverged_epoch": state["epoch"]}
-        end |= self.trainer.report(state)
-        end["seconds"] = sum(line.get("seconds", 0) for line in state["lines"])
-        end["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        end = {
+            "event": "end",
+            "epochs": state["epoch"],
+            "outcome": "finished" if math.isfinite(state["loss"]) else "diverged",
+            **self.trainer.report(state),
+            "seconds": sum(line.get("seconds", 0) for line in state["lines"]),
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         write_log(self.unfinished_log, [*state["lines"], end])
         if self.args.save_weights:
             self.weights.parent.mkdir(parents=True, exist_ok=True)
@@ -620,6 +648,16 @@ class Run:
 
 # <<< shared: mlp_run
 # >>> shared: mlp_arguments (origin Regression/synthetic_regression.py; edit there, then: make sync)
+NUMBERS = {  # settings and arguments that are whole numbers
+    "layers": "hidden layers of the SpinalNet",
+    "width": "neurons in each of them",
+    "epochs": "how often the network sees each training sample",
+    "batch_size": "samples in a step of training",
+    "seed": "of the first run",
+    "runs": "with seeds SEED, SEED + 1, ...",
+}
+
+
 def new_parser() -> argparse.ArgumentParser:
     """A parser with the flags that all scripts of this folder have."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -627,14 +665,16 @@ def new_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     usual = "default: %(default)s"
     add("--head", choices=[*HEADS, "both"], default="both", help=usual)
-    add("--layers", type=int, default=SPINAL.layers, help="of the SpinalNet; " + usual)
-    add("--width", type=int, default=SPINAL.width, help="neurons in each of them; " + usual)
-    add("--epochs", type=int, default=SPINAL.epochs, help=usual)
-    add("--batch-size", type=int, default=SPINAL.batch_size, help=usual)
+    defaults = asdict(SPINAL) | {"seed": 0, "runs": 1}
+    for key, text in NUMBERS.items():
+        flag = f"--{key.replace('_', '-')}"
+        add(flag, type=int, default=defaults[key], help=f"{text}; {usual}")
     add("--lr", type=float, dest="learning_rate", default=SPINAL.learning_rate, help=usual)
-    add("--seed", type=int, default=0, help="of the first run; default: 0")
-    add("--runs", type=int, default=1, help="with seeds SEED, SEED + 1, ...; default: 1")
-    add("--device", choices=["cpu", "auto"], default="cpu", help="small networks want no GPU")
+    add(
+        "--device",
+        default="cpu",
+        help="cpu (default: faster for networks this small), cuda, cuda:1, auto (cuda or cpu)",
+    )
     add("--results-dir", type=Path, default="results", help=usual)
     add("--save-weights", action="store_true", help="keep the network in results/weights")
     add("--quiet", action="store_true", help="print results only")
@@ -646,11 +686,21 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     """Ends the process with status 2 if a number is out of range."""
     for key, value in vars(args).items():
         flag = "--lr" if key == "learning_rate" else f"--{key.replace('_', '-')}"
-        least = 0 if key == "seed" else 1
-        if type(value) is int and not least <= value < 10**6:
+        least = 1e-9 if type(value) is float else 1
+        if key == "seed":
+            least = 0
+        if type(value) in (int, float) and not least <= value < 10**6:
             parser.error(f"{flag} must be from {least} to 999999")
-        if type(value) is float and not 1e-9 <= value < 10**6:
-            parser.error(f"{flag} must be from 0.000000001 to 999999")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name. Raises ValueError if it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except Exception as error:  # PyTorch's text may name twenty devices
+        raise ValueError(f"--device {name} cannot be used on this computer") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -658,7 +708,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     torch.set_num_threads(1)  # more threads would only wait for each other
     try:
-        reproduce(args)
+        reproduce(args, choose_device(args.device))
     except KeyboardInterrupt:
         print("stopped: the same command, without --overwrite, goes on", file=sys.stderr)
         return 130
@@ -674,11 +724,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = new_parser()
     add = parser.add_argument
     add("--splits", type=int, default=SPINAL.splits, help="parts of the inputs; default: 2")
-    add("--csv", type=Path, metavar="FILE", help="a table: a line of column names, then rows")
-    add("--target", default="", metavar="COL[,COL]", help="what to predict from all other columns")
-    add("--delimiter", metavar="SIGN", help="between values; default: found in the first line")
-    tasks = ["regression", "classification"]
-    add("--task", choices=tasks, default="regression", help="default: regression")
+    add("--csv", type=Path, help="a file with a table: a line of column names, then rows")
+    add("--target", default="", help="column to predict from all others; several: with commas")
+    add("--delimiter", help="the sign between values; default: found in the first line")
+    add(
+        "--task",
+        choices=["regression", "classification"],
+        default="regression",
+        help="default: regression",
+    )
     add("--demo", choices=["diabetes"], help="a table of scikit-learn in place of a file")
     add("--allow-unused", action="store_true", help="leave out inputs that are in no window")
     for part in ("validation", "test"):
@@ -688,11 +742,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         )
     args = parser.parse_args(argv)
     check_numbers(parser, args)
-    names = [name.strip() for name in args.target.split(",") if name.strip()]
-    args.targets = list(dict.fromkeys(names))
-    if bool(args.demo) == bool(args.csv) or bool(args.csv) != bool(args.targets):
+    args.targets = [name.strip() for name in args.target.split(",")]
+    if bool(args.demo) == bool(args.csv) or bool(args.csv) != bool(args.target):
         parser.error("give --csv FILE --target COLUMN[,COLUMN], or --demo diabetes without them")
-    if args.task == "classification" and len(args.targets) != 1:
+    if args.task == "classification" and (args.demo or "," in args.target):
         parser.error("--task classification needs --csv and one --target")
     return args
 
@@ -706,14 +759,16 @@ def choose_recipes(args: argparse.Namespace, table: Table, data: Data) -> list[R
     spinal = replace(SPINAL, dataset=table.name, targets=table.names["targets"], **changes)
     network = build_network("mlp", "fc", **data.shape)
     fc = replace(spinal, head="fc", layers=2, width=network[0].out_features)
-    return {"fc": [fc], "spinal": [spinal], "both": [fc, spinal]}[args.head]
+    return [recipe for recipe in (fc, spinal) if args.head in (recipe.head, "both")]
 
 
-def announce(args: argparse.Namespace, recipes: list[Recipe], facts: dict) -> None:
-    """Prints what will be trained, and on what. facts: about the data"""
+def announce(
+    args: argparse.Namespace, recipes: list[Recipe], data: Data, device: torch.device
+) -> None:
+    """Prints what will be trained, on what and where."""
     heads = " and ".join(head_name(recipe) for recipe in recipes)
     print(f"{recipes[0].dataset}, {args.task}: {heads}; runs of each: {args.runs}")
-    print(f"epochs: {args.epochs}; training rows: {facts['train']:,}; device: cpu")
+    print(f"epochs: {args.epochs}; training rows: {data.facts['train']:,}; device: {device}")
 
 
 def print_difference(runs: list[Run]) -> None:
@@ -721,21 +776,22 @@ def print_difference(runs: list[Run]) -> None:
     key = "test_accuracy_pct" if runs[0].trainer.classes else "test_mse"
     values = [run.end[key] for run in runs]
     if None not in values:  # no run has diverged
-        gain = statistics.mean(values[1::2]) - statistics.mean(values[0::2])
-        print(f"Spinal - FC: {gain:+.6g} in {key} (mean; number of seeds: {len(values) // 2})")
+        seeds = len(values) // 2
+        gain = (sum(values[1::2]) - sum(values[0::2])) / seeds
+        print(f"Spinal - FC: {gain:+.6g} in {key} (mean; number of seeds: {seeds})")
 
 
-def reproduce(args: argparse.Namespace) -> None:
+def reproduce(args: argparse.Namespace, device: torch.device) -> None:
     """Does what the command line asks for."""
     table = read_table(args)
-    data = load_data(table, args)
+    data = load_data(table, args, device)
     recipes = choose_recipes(args, table, data)
     if not args.quiet:
-        announce(args, recipes, data.facts)
+        announce(args, recipes, data, device)
     runs = []
     for seed in range(args.seed, args.seed + args.runs):
         for recipe in recipes:
-            runs.append(Run(recipe, seed, data, args))
+            runs.append(Run(recipe, seed, data, device, args))
             runs[-1].perform()
     if len(recipes) == 2:
         print_difference(runs)

@@ -70,9 +70,8 @@ def seed_of(*purpose) -> int:
 
 
 def multiplications(network: nn.Module) -> int:
-    """How many one sample takes in the linear layers."""
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    return sum(module.weight.numel() for module in linear)
+    """How many one sample takes: one for each weight of the linear layers; biases have none."""
+    return sum(x.numel() for x in network.parameters() if x.dim() == 2)
 
 
 # <<< shared: mlp_common

@@ -4,10 +4,6 @@ import csv
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict
 
 import pytest
@@ -15,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import ROOT, load_script
+from conftest import ROOT, lines_of, load_script
+from cuda_stand_in import CUDA, CudaOnTheCpu, FakeCuda
 
+CPU = torch.device("cpu")
 regression = load_script("Regression/synthetic_regression")
 FUNCTIONS = ["sum", "sinsum", "product", "sinproduct"]
 SHIPPED = ROOT / "results/reference/logs/synthetic_regression"
@@ -32,18 +30,15 @@ LABEL = "mlp-fc-published-sum-e3-s0"
 
 def without_times(path):
     """Lines of a log; what two runs of the same numbers can differ in is left out."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = lines_of(path)
     lines[0].pop("provenance")
-    times = ("seconds", "ended")
-    kept = [line for line in lines if line["event"] != "resume"]
-    return [{key: x for key, x in line.items() if key not in times} for line in kept]
+    return lines
 
 
-def train(folder, *flags):
+def train(folder, *flags, script=regression):
     """The logs of a run in this process by name."""
-    assert regression.main(["--quiet", "--results-dir", str(folder), *flags]) == 0
-    logs = sorted(folder.glob("logs/synthetic_regression/*.jsonl"))
-    return {path.stem: without_times(path) for path in logs}
+    assert script.main(["--quiet", "--results-dir", str(folder), *flags]) == 0
+    return {path.stem: without_times(path) for path in sorted(folder.glob("logs/*/*.jsonl"))}
 
 
 def status(argv):
@@ -54,8 +49,8 @@ def status(argv):
         return end.code
 
 
-def data_of(function="sum", noise="column", seed=0):
-    return regression.load_data(regression.Recipe(function=function, noise=noise), seed)
+def data_of(function="sum", noise="column", seed=0, device=CPU):
+    return regression.load_data(regression.Recipe(function=function, noise=noise), seed, device)
 
 
 def recipes_of(*flags, function="sum"):
@@ -84,7 +79,7 @@ def test_settings_are_those_of_the_publication(function, protocol):
     }
     assert asdict(fc) == common | {"head": "fc", "layers": 2, "width": 200}
     assert asdict(spinal) == common | {"head": "spinal", "layers": 6, "width": 50}
-    optimizer = regression.Trainer(spinal, data_of(function)).optimizer
+    optimizer = regression.Trainer(spinal, data_of(function), CPU).optimizer
     assert type(optimizer) is torch.optim.Adam
     (group,) = optimizer.param_groups
     decisive = [group[key] for key in ("lr", "betas", "eps", "weight_decay", "amsgrad")]
@@ -133,7 +128,7 @@ def test_counts(protocol, head, shapes, parameters, products):
 @pytest.mark.parametrize("protocol", ["published", "corrected"])
 def test_only_layers_5_and_6_of_the_published_network_are_dead(protocol):
     recipe = recipes_of("--protocol", protocol)[1]
-    trainer = regression.Trainer(recipe, data_of())
+    trainer = regression.Trainer(recipe, data_of(), CPU)
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
     trainer.epoch(torch.arange(1_000), {})
     after = dict(trainer.network.named_parameters())
@@ -358,9 +353,81 @@ def test_a_diverging_run_ends_and_says_so(tmp_path, capsys):
     (lines, _) = train(tmp_path, *flags).values()
     assert len(lines) < 7 and lines[-2]["train_loss"] is None
     assert lines[-1]["outcome"] == "diverged"
-    assert lines[-1]["diverged_epoch"] == lines[-1]["epochs"] == len(lines) - 2
+    assert lines[-1]["epochs"] == len(lines) - 2
     assert lines[-1]["train_mse"] is None
     assert "sum: a run diverged" in capsys.readouterr().out
+
+
+# ---- CUDA ---------------------------------------------------------------------------------------
+SCRIPTS = [
+    ("synthetic_regression", ["--function", "sinsum", "--epochs", "2", "--save-weights"]),
+    ("tabular", ["--demo", "diabetes", "--epochs", "2", "--save-weights"]),
+]
+
+
+@pytest.mark.parametrize(("name", "flags"), SCRIPTS)
+def test_cuda_is_used_when_asked_for(tmp_path, monkeypatch, name, flags):
+    """On a stand-in for it, with the CPU's numbers, also of a run that began on the CPU."""
+    script = load_script(f"Regression/{name}")
+    expected = train(tmp_path / "cpu", *flags, script=script)
+    with CudaOnTheCpu():
+        for device in ("auto", "cuda"):
+            folder = tmp_path / device
+            assert train(folder, *flags, "--device", device, script=script) == expected
+    provenance = lines_of(next(folder.glob("logs/*/*.jsonl")))[0]["provenance"]
+    assert provenance["versions"].keys() == {"torch", "cudnn"}
+    known = {"device": "cuda", "device_name": "stand-in", "capability": [9, 0], "threads": 1}
+    known["cudnn_allow_tf32"] = torch.backends.cudnn.allow_tf32
+    known["matmul_allow_tf32"] = torch.backends.cuda.matmul.allow_tf32
+    assert known.items() <= provenance.items() and "driver" in provenance
+
+    def stop(self, *_, save=script.Run.save):
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Run, "save", stop)
+        command = [*flags, "--quiet", "--results-dir", str(tmp_path / "moved")]
+        assert script.main(command) == 130
+    with CudaOnTheCpu():
+        moved = train(tmp_path / "moved", *flags, "--device", "cuda", script=script)
+    assert moved == expected
+    (log,) = [
+        path for path in tmp_path.glob("moved/logs/*/*.jsonl") if '"resume"' in path.read_text()
+    ]
+    resume = json.loads(log.read_text().splitlines()[2])
+    assert (resume["event"], resume["provenance"]["device"]) == ("resume", "cuda")
+
+
+@pytest.mark.parametrize("head", ["fc", "spinal"])
+@pytest.mark.parametrize(("name", "flags"), SCRIPTS)
+def test_data_network_and_batches_are_on_the_device(tmp_path, monkeypatch, name, flags, head):
+    """Tensors without content, which refuse what a GPU refuses; random draws are the CPU's."""
+    script = load_script(f"Regression/{name}")
+    command = [*flags[:-1], "--head", head, "--quiet", "--results-dir", str(tmp_path)]
+    trainers = []
+
+    def gradients(loss):
+        assert loss.device == CUDA and loss.grad_fn is not None
+        for x in trainers[-1].network.parameters():
+            x.grad = torch.zeros_like(x)
+
+    def epoch(trainer, order, state, original=script.Trainer.epoch):
+        assert order.device == CUDA
+        trainers.append(trainer)
+        return original(trainer, order, state)
+
+    monkeypatch.setattr(torch.Tensor, "backward", gradients)
+    monkeypatch.setattr(script.Trainer, "epoch", epoch)
+    monkeypatch.setattr(script.Run, "save", lambda run: None)  # there is no content to save
+    machine = {"script_sha256": "", "device_name": ""}
+    monkeypatch.setattr(script, "provenance", lambda device: machine)
+    with FakeCuda():
+        script.reproduce(script.parse_arguments(command), CUDA)
+    data, network = trainers[0].data, trainers[0].network
+    tensors = [*network.parameters(), *network.buffers()]
+    tensors += sum(data.parts.values(), ()) if name == "tabular" else data[:5]
+    assert {x.device for x in tensors} == {CUDA} and len(trainers) == 2
 
 
 # ---- Interruption and what earlier runs left ----------------------------------------------------
@@ -383,24 +450,6 @@ def stopped(folder, monkeypatch):
         patch.setattr(regression.Trainer, "epoch", epoch)
         assert regression.main([*SHORT, "--results-dir", str(folder)]) == 130
     return folder / f"logs/synthetic_regression/{LABEL}.pt"
-
-
-def test_a_killed_process_ends_like_an_uninterrupted_one(tmp_path):
-    flags = ["--function", "sinsum", "--head", "spinal", "--epochs", "12", "--quiet"]
-    script = ROOT / "Regression/synthetic_regression.py"
-    command = [sys.executable, script, *flags, "--results-dir", tmp_path]
-    folder = tmp_path / "logs/synthetic_regression"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list(folder.glob("*.pt")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not list(folder.glob("*.jsonl"))
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "goes on after epoch" in done.stdout, done.stderr
-    (path,) = folder.iterdir()
-    events = [json.loads(line)["event"] for line in path.read_text().splitlines()]
-    assert events.count("resume") == 1 and events.count("epoch") == 12
-    assert [without_times(path)] == list(train(tmp_path / "whole", *flags).values())
 
 
 CHANGES = {
@@ -493,7 +542,8 @@ def test_a_finished_run_is_shown_and_not_run_again(tmp_path, capsys, finished):
         ("--function foo", "--function"),
         ("--lr 0", "--lr must"),
         ("--lr nan", "--lr must"),
-        ("--device gpu", "--device"),
+        ("--device gpu", "--device gpu cannot be used on this computer"),
+        ("--device cuda:63", "--device cuda:63 cannot be used on this computer"),
         ("--protocol corrected --noise broadcast", "broadcast is a fault"),
         ("--head fc --layers 3", "belong to the Spinal head"),
         ("--results-dir a_file/results --epochs 1", "a_file"),
