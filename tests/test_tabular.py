@@ -298,30 +298,6 @@ def test_classification(table, tmp_path, capsys):
         assert end["test_loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_a_stopped_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch, capsys):
-    """Its best weights are in the checkpoint, too: here the best epoch is before the stop."""
-    flags = [*DEMO, "--epochs", "6", "--head", "spinal", "--lr", "0.05"]
-    whole = train(tmp_path / "whole", *flags)
-    original = tabular.Trainer.epoch
-
-    def epoch(self, order, state):
-        if state["epoch"] == 5:
-            raise KeyboardInterrupt
-        return original(self, order, state)
-
-    clock = iter(range(0, 10**9, 1_000))
-    with monkeypatch.context() as patch:
-        patch.setattr(tabular.time, "monotonic", lambda: next(clock))  # long epochs: each is saved
-        patch.setattr(tabular.Trainer, "epoch", epoch)
-        assert tabular.main([*flags, "--results-dir", str(tmp_path / "r"), "--quiet"]) == 130
-    capsys.readouterr()
-    assert train(tmp_path / "r", *flags) == whole
-    said = capsys.readouterr().out
-    assert "goes on after epoch 5" in said
-    train(tmp_path / "r", *flags)
-    assert capsys.readouterr().out.startswith("already finished 20")
-
-
 def test_a_diverging_run_ends_and_says_so(tmp_path):
     flags = [*DEMO, "--epochs", "9", "--head", "spinal", "--lr", "9e5"]
     (lines,) = train(tmp_path, *flags).values()

@@ -7,50 +7,34 @@ from torch import nn
 from conftest import load_script
 
 theory = load_script("Regression/universal_approximation")
+EQUAL = [("tanh", 1), ("sigmoid", 1), ("leaky_relu", 1), ("leaky_relu", 3)]
+EQUAL += [("relu", splits) for splits in (1, 2, 7)]
 
 
-def plain_network(features, neurons, activation, seed=0):
-    torch.manual_seed(seed)
+def plain_network(features, neurons, activation):
+    torch.manual_seed(0)
     shape = {"features": features, "width": neurons, "outputs": 2}
     return theory.build_network("mlp", "fc", **shape, activation=activation).double()
 
 
-@pytest.mark.parametrize(
-    ("activation", "splits"),
-    [
-        ("relu", 1),
-        ("tanh", 1),
-        ("sigmoid", 1),
-        ("leaky_relu", 1),
-        ("relu", 2),
-        ("relu", 7),
-        ("leaky_relu", 3),
-    ],
-)
+@pytest.mark.parametrize(("activation", "splits"), EQUAL)
 def test_the_spinal_network_equals_the_plain_one(activation, splits):
     network = plain_network(7, 13, activation)
     spinal = theory.spinal_equal_of(network, activation, splits, bound=5.0)
     inputs = (torch.rand(2_000, 7, dtype=torch.float64) * 2 - 1) * 5
-    assert len(spinal[0].hidden) == 13 * splits and all(
-        layer.out_features == 1 for layer in spinal[0].hidden
-    )
+    assert [layer.out_features for layer in spinal[0].hidden] == [1] * 13 * splits
     assert theory.largest_difference(spinal, network, inputs)[0] < 1e-13
     hidden, places = theory.to_spinal(network[0], activation, splits, bound=5.0)
-    torch.testing.assert_close(
-        hidden(inputs)[:, places], network[1](network[0](inputs)), rtol=0, atol=1e-13
-    )
+    expected = network[:2](inputs)
+    torch.testing.assert_close(hidden(inputs)[:, places], expected, rtol=0, atol=1e-13)
 
 
 def test_outside_the_bound_a_cut_input_may_differ():
     """The bound is no decoration: beyond it ReLU cuts partial sums off."""
     network = plain_network(4, 20, "relu")
     spinal = theory.spinal_equal_of(network, "relu", 2, bound=0.5)
-    assert (
-        theory.largest_difference(spinal, network, torch.randn(2_000, 4, dtype=torch.float64) * 50)[
-            0
-        ]
-        > 0.1
-    )
+    inputs = torch.randn(2_000, 4, dtype=torch.float64) * 50
+    assert theory.largest_difference(spinal, network, inputs)[0] > 0.1
 
 
 def test_each_layer_depends_on_its_part_and_on_the_sum_handed_on():
@@ -58,11 +42,8 @@ def test_each_layer_depends_on_its_part_and_on_the_sum_handed_on():
     hidden, places = theory.to_spinal(network[0], "relu", 3, bound=2.0)
     x = torch.rand(1, 6, dtype=torch.float64, requires_grad=True)
     outputs = hidden(x)
-    for layer, reached in (
-        (0, {0, 1}),
-        (1, {0, 1, 2, 3}),
-        (3, {0, 1}),
-    ):  # layer 3 is the first of the second neuron
+    # Layer 3 is the first one of the second neuron.
+    for layer, reached in ((0, {0, 1}), (1, {0, 1, 2, 3}), (3, {0, 1})):
         (gradient,) = torch.autograd.grad(outputs[0, layer], x, retain_graph=True)
         assert set(gradient[0].nonzero().flatten().tolist()) == reached
     assert places.tolist() == [2, 5]
@@ -97,34 +78,22 @@ def test_interpolation_meets_the_function_at_its_knots_and_converges():
 def test_the_command_prints_rounding_and_draws(tmp_path, capsys):
     assert theory.main(["--neurons", "10", "--results-dir", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "float" in line]
-    assert len(lines) == 8 and all(
-        float(line[5]) < (1e-12 if line[3] == "float64" else 1e-4) for line in lines
-    )
-    assert [line[6:] for line in lines[::2]] == [
-        ["90", "99"],
-        ["90", "99"],
-        ["90", "119"],
-        ["90", "159"],
-    ]
+    assert len(lines) == 8
+    for line in lines:
+        assert float(line[5]) < (1e-12 if line[3] == "float64" else 1e-4)
+    assert [line[6] for line in lines] == ["90"] * 8
+    assert [line[7] for line in lines[::2]] == ["99", "99", "119", "159"]
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".png"}
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        ["--activation", "tanh", "--splits", "2"],
-        ["--splits", "9"],
-        ["--neurons", "0"],
-        ["--bound", "nan"],
-    ],
-)
+MISTAKES = ["--activation tanh --splits 2", "--splits 9", "--neurons 0", "--bound nan"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence(tmp_path, capsys, mistake):
     try:
-        code = theory.main([*mistake, "--results-dir", str(tmp_path)])
+        code = theory.main([*mistake.split(), "--results-dir", str(tmp_path)])
     except SystemExit as end:  # argparse's own
         code = end.code
-    assert (
-        code == 2
-        and "error: " in capsys.readouterr().err.splitlines()[-1]
-        and not list(tmp_path.iterdir())
-    )
+    assert code == 2 and "error: " in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
