@@ -287,7 +287,6 @@ def test_a_wrong_command_is_one_sentence(flags, named, data, tmp_path, capsys):
     check_refused(flags, named, data, tmp_path, capsys)
 
 
-@pytest.mark.xfail(reason="known: the scripts take a rate that is no number")
 @pytest.mark.parametrize("rate", ["nan", "inf"])
 def test_a_rate_that_is_no_number_is_refused(rate, data, tmp_path, capsys):
     check_refused(f"--lr {rate}", "--lr", data, tmp_path, capsys)
