@@ -182,4 +182,5 @@ def test_the_rehearsal(tmp_path):
     assert tool.main(["train", "--seconds", "900", "--pair-seconds", "800", *line]) == 0
     with tarfile.open(out / "logs.tar") as archive:
         found = [x for x in archive.getnames() if "vgg5" in x]
-    assert len(found) == 2 and len(list(out.iterdir())) == 4
+    assert len(found) in (2, 4)  # the first pair may have finished while it was timed
+    assert len(list(out.iterdir())) == 4
