@@ -66,21 +66,10 @@ def recipes_of(*flags, function="sum"):
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_settings_are_those_of_the_publication(function, protocol):
     fc, spinal = recipes_of("--protocol", protocol, function=function)
-    common = {
-        "dataset": "synthetic",
-        "function": function,
-        "noise": "column",
-        "samples": 1_000,
-        "network": "mlp",
-        "protocol": protocol,
-        "epochs": 200,
-        "batch_size": 64,
-        "optimizer": "Adam",
-        "learning_rate": 0.01,
-        "rate_rule": "constant",
-        "selection": "minimum" if protocol == "published" else "last",
-        "precision": "fp32",
-    }
+    common = {"dataset": "synthetic", "function": function, "noise": "column", "samples": 1_000}
+    common |= {"network": "mlp", "protocol": protocol, "epochs": 200, "batch_size": 64}
+    common |= {"optimizer": "Adam", "learning_rate": 0.01, "rate_rule": "constant"}
+    common |= {"selection": "minimum" if protocol == "published" else "last", "precision": "fp32"}
     assert asdict(fc) == common | {"head": "fc", "layers": 2, "width": 200}
     assert asdict(spinal) == common | {"head": "spinal", "layers": 6, "width": 50}
     optimizer = regression.Trainer(spinal, data_of(function), CPU).optimizer
@@ -143,12 +132,8 @@ def test_only_layers_5_and_6_of_the_published_network_are_dead(protocol):
     assert sum(before[name].numel() for name in dead) in (0, 5_500)
 
 
-def leaky(x):
-    return torch.where(x > 0, x, 0.01 * x)
-
-
 def test_networks_equal_explicit_matrices():
-    x = torch.randn(11, 8)
+    x, leaky = torch.randn(11, 8), nn.LeakyReLU(0.01)
     network = regression.build_network("mlp", "fc")
     w = list(network.state_dict().values())
     expected = leaky(leaky(x @ w[0].T + w[1]) @ w[2].T + w[3]) @ w[4].T + w[5]
@@ -463,13 +448,13 @@ def spoil(path, how):
 
 
 HOW = [*CHANGES, "damaged: cut", "damaged: empty"]
-MISFITS = [(".pt", how) for how in HOW] + [(".jsonl", how) for how in HOW if how != HOW[2]]
+MISFITS = [(".pt", how) for how in HOW] + [
+    (".jsonl", how) for how in HOW if how != HOW[2]
+]  # that is a note
 
 
 @pytest.mark.parametrize(("suffix", "how"), MISFITS)
-def test_what_does_not_fit_is_refused_and_kept(
-    tmp_path, monkeypatch, capsys, finished, suffix, how
-):
+def test_misfits_are_refused_and_kept(tmp_path, monkeypatch, capsys, finished, suffix, how):
     stop(monkeypatch, regression, tmp_path, *SHORT)
     path = tmp_path / f"logs/synthetic_regression/{LABEL}.pt"
     if suffix == ".jsonl":

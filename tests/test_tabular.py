@@ -46,13 +46,9 @@ def data_of(*flags):
 
 
 def train(folder, *flags):
-    """The logs of a run in this process by name, without times and provenance."""
+    """The logs of a run in this process by name, without times."""
     assert tabular.main([*flags, "--results-dir", str(folder), "--quiet"]) == 0
-    logs = {}
-    for path in sorted(folder.glob("logs/tabular/*.jsonl")):
-        logs[path.stem] = lines_of(path)
-        logs[path.stem][0].pop("provenance")
-    return logs
+    return {path.stem: lines_of(path) for path in sorted(folder.glob("logs/tabular/*.jsonl"))}
 
 
 # ---- Networks -----------------------------------------------------------------------------------
