@@ -31,7 +31,7 @@ def test_a_change_of_the_text(tmp_path, monkeypatch, change):
     chosen = [x for x in commands(load_script("MNIST/mnist")) if "cnn --head fc" in x][:1]
     monkeypatch.setattr(same_numbers, "commands_of", lambda script: chosen)
     monkeypatch.setattr(same_numbers.made_up_data, "accept_any_content", list)
-    result = same_numbers.compare_script((tmp_path, "MNIST/mnist"))
+    result = same_numbers.compare_script((tmp_path, "MNIST/mnist", None))
     assert result.runs == 1 and result.note == ""
     assert [text.startswith(said) for text in result.differ.values()] == [True] * bool(said)
 
