@@ -22,8 +22,9 @@ widths for wide_resnet101_2. --width and --layers choose others; each layer sees
 network's features. All linear layers of the network's `fc` or `classifier` give way to the head;
 what comes before them, such as dropout or a norm, stays.
 
---network is any of torchvision's that has such a part, but vit and swin (it has another name),
-squeezenet (no linear layer in it), googlenet and inception_v3 (more outputs while they train).
+--network is any of torchvision's for classification that has such a part, but not vit and swin (it
+has another name), squeezenet (no linear layer in it), googlenet and inception_v3 (more outputs
+while they train), and regnet_y_128gf (no weights of the kind that is used here, IMAGENET1K_V1).
 
 --classify prints the most probable classes of one image, by each saved network of this --network
 and --seed; FOLDER is not needed, but the logs in --results-dir are. Each run writes one log,
@@ -123,7 +124,7 @@ IMAGES = {"train": 0, "test": 0, "heldout": 0}  # so that yours never count as o
 DEALT = []  # every class must be in every part
 WHERE = "each class needs a folder with five images or more (see --help)"
 PAPER = {}
-UNFIT = ("vit_", "swin_", "squeezenet", "googlenet", "inception")  # networks; see above
+UNFIT = ("vit_", "swin_", "squeezenet", "googlenet", "inception", "regnet_y_128gf")  # see above
 FC = FolderRecipe(
     network="resnet18",
     classes=0,  # until the folder is known
@@ -980,7 +981,7 @@ def adapt(folder: Path, network: str) -> None:
         torchvision.models
     ):
         raise ValueError(
-            f"torchvision has no {network} whose `fc` or `classifier` a head can replace"
+            f"{network} is no network of torchvision whose `fc` or `classifier` can be replaced here"
         )
     names = torchvision.datasets.folder.find_classes(places_of(folder)["train"])[0]
     if len(names) < 2:
