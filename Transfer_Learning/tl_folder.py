@@ -12,7 +12,8 @@ FOLDER has a folder of images for each class. Either it has parts, which are fol
 for each class: train and test, or train and val (which is the test then), or all three (then the
 epoch is chosen on val). Or it has no parts. A part that is lacking is taken from the training
 images of each class, drawn by a fixed seed: a fifth for the test, then a tenth to choose the epoch.
-The log has these shares in `tested` and `heldout` (one in so many), and the counts of images.
+The log has these shares in `tested` and `heldout` (one in so many), and the counts of images. Each
+class needs at least five training images. Photographs are read as they are stored, not turned.
 
 The test images are used once, at the end. A log calls this protocol "corrected"; it is the only
 one here. The rest is as in the paper's scripts for sets of some thousand images: 20 epochs of SGD
@@ -977,19 +978,19 @@ def adapt(folder: Path, network: str) -> None:
 
     Raises ValueError or OSError if one of them does not fit.
     """
-    if network.startswith(UNFIT) or network not in torchvision.models.list_models(
-        torchvision.models
-    ):
+    models = torchvision.models
+    if network.startswith(UNFIT) or network not in models.list_models(models):
         raise ValueError(
-            f"{network} is no network of torchvision whose `fc` or `classifier` can be replaced here"
+            f"{network} is no network of torchvision whose `fc` or `classifier` fits (see --help)"
         )
     names = torchvision.datasets.folder.find_classes(places_of(folder)["train"])[0]
     if len(names) < 2:
         raise ValueError(f"{folder} has one class only, {names[0]}: {WHERE}")
     fc = replace(FC, network=network, classes=len(names), class_names=names)
     RECIPES[network, "fc"] = fc
-    width = max(20, len(names))
-    RECIPES[network, "spinal"] = replace(fc, head="spinal", layers=4, width=width, flavour="R")
+    RECIPES[network, "spinal"] = replace(
+        fc, head="spinal", layers=4, width=max(20, len(names)), flavour="R"
+    )
 
 
 def load_kept(weights: Path, log: Path) -> tuple[nn.Module, FolderRecipe]:
