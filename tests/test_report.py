@@ -18,7 +18,20 @@ from conftest import ROOT, load_script
 
 sys.path.insert(0, str(ROOT / "tools"))
 import measure_costs
-from report import audit, claims, costs, evidence, inference, make, names, pages, rules, texts
+import measure_gradients
+from report import (
+    audit,
+    claims,
+    costs,
+    evidence,
+    gradients,
+    inference,
+    make,
+    names,
+    pages,
+    rules,
+    texts,
+)
 from report.logs import BadLog, read_log, read_logs
 from report.paper import read_lines, read_paper
 from report.settings import common_settings
@@ -392,6 +405,8 @@ def test_unverified_data_are_called_so(results):
     put(results, image_log(0))
     run(results)
     assert "| Kuzushiji-MNIST (data not verified) | CNN, FC |" in page(results)
+    (row,) = table(results, "table2", dataset="Kuzushiji-MNIST (data not verified)")
+    assert row["runs"] == "1" and row["head"] == "FC"
     assert "| MNIST | CNN, FC |" in page(results)
 
 
@@ -580,6 +595,17 @@ def test_bits_resumes_and_linked_folders_are_read(results, tmp_path):
     assert len(logs) == 1 and not findings and len(logs[0].provenances) == 2
 
 
+def test_right_images_give_the_error_of_the_test_set(results):
+    """Half of 10,000 images differ, as often one way as the other: 100 * 0.5**0.5 / 100 points."""
+    for seed in range(3):
+        for make_log, byte in ((image_log, 0b11110000), (spinal_log, 0b11001100)):
+            lines = make_log(seed, 50.0)
+            lines[-1]["test_correct"] = base64.b64encode(bytes([byte] * 1250)).decode()
+            put(results, lines)
+    run(results)
+    assert "where logs tell: MNIST, CNN, 6 × 8, as released: 0.71." in page(results)
+
+
 JSON = strategies.recursive(
     strategies.none()
     | strategies.booleans()
@@ -676,6 +702,31 @@ def test_same_logs_give_the_same_bytes_and_every_figure_is_linked(results):
     reference = csv.DictReader((REFERENCE / "tables/table2.csv").read_text().splitlines())
     mean = next(row["mean"] for row in reference if row["script"] == "mnist")
     assert f"| {float(mean):.2f} ± " in mine  # the reference's beside one's own
+
+
+def test_learning_curves_lie_beside_the_logs_of_ones_own_runs(results):
+    """And one data set is enough for a figure whose words fit."""
+    for seed in range(3):
+        put(results, image_log(seed, 97 + seed / 7, script="optdigits"))
+        put(results, spinal_log(seed, 97.5, script="optdigits"))
+    put(results, regression_log(0, departures=["epochs"]))
+    command = [sys.executable, ROOT / "tools/report/make.py", "--results-dir", results]
+    subprocess.run(command, check=True, capture_output=True)
+    for script in ("optdigits", "synthetic_regression"):
+        assert (results / "logs" / script / "curves.png").is_file()
+        assert f"[{script}](../logs/{script}/curves.png)" in page(results)
+    svg = (results / "figures/forest.svg").read_text(encoding="utf-8")
+    assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) > 350
+
+
+def test_released_vgg_19_is_run_once_for_both_rows(results):
+    changes = {"script": "tl_svhn", "network": "vgg19_bn", "layers": 2, "width": 4096}
+    for seed in range(3):
+        put(results, image_log(seed, 94.0 + seed / 10, epochs=25, **changes))
+    run(results)
+    rows = table(results, "table3", script="tl_svhn", network="VGG-19_bn")
+    assert [row["mean"] for row in rows] == ["94.100", "94.100"]
+    assert page(results).count("94.10 ± 0.10 (3) ‡") == 1  # the Spinal row's
 
 
 def test_check_writes_nothing_and_notices_an_edit(results, capsys):
@@ -899,6 +950,30 @@ def test_claims_are_recounted_and_their_printed_numbers_are_the_papers(shipped, 
         for cost in dear
     ]
     assert claims.saved(doubled, "mnist/cnn", "6x8", "48.5")[1] == "does not hold"
+
+
+def test_the_verdict_on_gradients_follows_the_numbers(shipped):
+    lines = shipped.gradients
+    assert {line["seeds"] for line in lines if line["layer"] == "50"} <= {str(n) for n in range(11)}
+    told = gradients.gradients_verdict(lines)[1]
+    assert told == "holds; at Table I's depth none vanishes in FC either"
+    vanished = [
+        line | {"relative_median": "1e-6"} if line["network"] == gradients.SPINAL else line
+        for line in lines
+    ]
+    assert gradients.gradients_verdict(vanished)[1] == "does not hold"
+    assert gradients.gradients_verdict([]) == ("not measured", "not tested")
+
+
+def test_gradients_csv_is_what_the_networks_have(shipped):
+    """Two seeds of one network within the range of ten; the whole file takes minutes."""
+    recipe = measure_gradients.regression.recipe_of("fc", "published", function="sum")
+    known = [line for line in shipped.gradients if line["network"] == "fc published"]
+    (line,) = [x for x in known if (x["task"], x["epochs"], x["layer"]) == ("sum", "0", "1")]
+    for seed in (0, 9):
+        _, norms = next(measure_gradients.regression_run(recipe, seed))
+        low, high = (float(line[f"relative_{end}"]) for end in ("low", "high"))
+        assert 0.999 * low <= norms[0] / norms[1] <= 1.001 * high
 
 
 def test_error_reductions_that_do_not_follow_are_found():

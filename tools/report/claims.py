@@ -11,6 +11,7 @@ from typing import Any
 
 from report.comparisons import Comparison, Identity
 from report.costs import Cost, find
+from report.gradients import gradients_verdict
 from report.inference import decisions, mean_of
 from report.names import UserError
 from report.paper import PaperRow
@@ -145,6 +146,7 @@ def claim_rows(evidence: Any, regression: Sequence[Row]) -> list[Row]:
         "vgg5": (vgg5, evidence.comparisons),
         "table1": (table1, regression),
         "tutorial": (tutorial, evidence.comparisons),
+        "gradients": (gradients_verdict, evidence.gradients),
         "art": (art, (evidence.paper, evidence.printed)),
     }
     rows = []

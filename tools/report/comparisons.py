@@ -1,9 +1,13 @@
 """Spinal against FC, seed by seed: all pairs of heads whose runs differ in nothing but the head."""
 
+import base64
 import functools
+import math
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import sub
 
 from report.inference import Difference, paired, paired_difference
 from report.logs import Log
@@ -146,6 +150,27 @@ def reading_order(item: Comparison) -> tuple:
     corrected = settings["protocol"] != "published"
     order = (script_order(item.script), settings["network"], part, sizes)
     return *order, corrected, item.treatment, epochs, item.experiment
+
+
+def right_images(log: Log) -> list[int]:
+    """Of each test image: 1 if it was classified rightly, else 0. Empty if the log does not say."""
+    data = base64.b64decode(log.end.get("test_correct", ""))
+    bits = [byte >> (7 - place) & 1 for byte in data for place in range(8)]
+    return bits[: log.data["test"]]
+
+
+def image_standard_error(item: Comparison) -> float | None:
+    """By how much other test images would move Spinal minus FC of these runs, in points.
+
+    The standard error, over test images, of the difference's mean over seeds; None if a log does
+    not say which images were right.
+    """
+    pairs = [(right_images(ours), right_images(theirs)) for ours, theirs in item.pairs]
+    if not pairs or not all(ours and theirs for ours, theirs in pairs):
+        return None
+    images = zip(*[map(sub, ours, theirs) for ours, theirs in pairs], strict=True)
+    differences = [sum(image) / len(pairs) for image in images]
+    return 100 * statistics.stdev(differences) / math.sqrt(len(differences))
 
 
 @dataclass(frozen=True)

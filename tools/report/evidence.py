@@ -7,6 +7,7 @@ from pathlib import Path
 from report.claims import read_claims
 from report.comparisons import Comparison, Identity, comparisons_of, identities_of
 from report.costs import Cost, read_costs
+from report.gradients import read_gradients
 from report.logs import Finding, read_logs
 from report.names import RESULTS
 from report.paper import Constants, PaperRow, read_constants, read_lines, read_paper
@@ -27,6 +28,7 @@ class Evidence:
     claims: list[Row]
     printed: list[Row]  # the lines of paper.csv
     texts: list[Row]
+    gradients: list[Row]
 
     @functools.cached_property
     def comparisons(self) -> list[Comparison]:
@@ -51,4 +53,5 @@ def read_evidence(folder: Path, constants: Path = RESULTS) -> Evidence:
         read_claims(constants / "claims.csv"),
         read_lines(constants / "paper.csv"),
         read_texts(),
+        read_gradients(constants / "gradients.csv"),
     )

@@ -12,7 +12,7 @@ from typing import Any
 from report.comparisons import NO_DROPOUT_RELEASED, Comparison, Identity, shared_settings
 from report.inference import half_width, mean_of, resolution_of, t_quantile
 from report.logs import Log
-from report.names import FUNCTIONS, script_order
+from report.names import FUNCTIONS, network_name, script_order
 from report.paper import Constants, PaperRow, default_of
 from report.rows import CORRECTED, RELEASED, Rows, heads_differ
 from report.tables import number
@@ -148,7 +148,7 @@ def forest(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
     if not sets:
         return None
     titles = [title for title in COLUMNS if any(title in columns for columns in sets.values())]
-    size = (1.4 + 2 * len(titles), 0.6 + 0.72 * len(sets))
+    size = (max(1.4 + 2 * len(titles), 5.4), 0.9 + 0.72 * len(sets))
     shape = {"squeeze": False, "sharex": "row", "layout": "constrained", "figsize": size}
     figure, grid = pyplot.subplots(len(sets), len(titles), **shape)
     for line, (name, columns) in zip(grid, sets.items(), strict=True):
@@ -324,6 +324,46 @@ def regression_curves(pyplot: Any, ours: Rows, paper: list[PaperRow], constants:
         axes.set_ylabel("MSE on fresh samples × 1e-3")
     shared_legend(figure)
     return figure
+
+
+def own_curves(pyplot: Any, logs: Sequence[Log]) -> Any:
+    """All runs of one script, by epoch: a panel a network, a line for runs that differ in seed."""
+    groups: dict[tuple, dict[str, list[Log]]] = defaultdict(lambda: defaultdict(list))
+    for log in logs:
+        panel = log.settings["network"], log.settings.get("function", "")
+        groups[panel][log.start["run"].removesuffix(f"-s{log.seed}")].append(log)
+    figure, grid = grid_of(pyplot, len(groups), 4.5, most=2)
+    for axes, (panel, series) in zip(grid, sorted(groups.items()), strict=True):
+        for place, (name, members) in enumerate(sorted(series.items())):
+            colour, _, _ = HEADS[place % len(HEADS)]
+            dashes = HEADS[(place // len(HEADS) + place) % len(HEADS)][1]
+            curves = [log.curve for log in members]
+            label = f"{name} (n = {len(members)})"
+            band(axes, curves, {"color": colour, "linestyle": dashes}, label, "std")
+        axes.set_title(" ".join([network_name(panel[0]), *filter(None, panel[1:])]))
+        axes.set_ylabel("error" if logs[0].regression else "accuracy, %")
+        if logs[0].regression:
+            logarithmic(axes)
+    shared_legend(figure, 1)
+    return figure
+
+
+def write_curves(evidence: Any, folder: Path) -> None:
+    """curves.png beside the logs of each script (pages.Evidence; folder: of the logs)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    scripts: dict[str, list[Log]] = defaultdict(list)
+    for log in evidence.rows.logs:
+        if log.curve:
+            scripts[log.script].append(log)
+    for script, logs in scripts.items():
+        with pyplot.rc_context(matplotlib.rcParamsDefault | STYLE):
+            figure = own_curves(pyplot, logs)
+            figure.savefig(folder / script / "curves.png", dpi=130, metadata={"Software": None})
+            pyplot.close(figure)
 
 
 def logarithmic(axes: Any) -> None:

@@ -24,6 +24,7 @@ TEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "†": r"\textsuperscript{\textdagger}",
+    "‡": r"\textsuperscript{\textdaggerdbl}",
     "–": "--",
     "<": "$<$",
     ">": "$>$",

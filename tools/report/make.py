@@ -4,17 +4,17 @@
     python tools/report/make.py --reference              # those that ship: make reference-report
 
 Without --reference: reads `logs/` of the results folder and writes `tables/` (begin with
-tables/README.md) and `figures/` there: your numbers beside the paper's and those of the reference
-runs. It touches no file that git tracks. With --reference: reads results/reference/logs and writes
-results/reference (README.md, tables, figures), results/audit.md, and the part of the collection's
-README.md that is fenced for it.
+tables/README.md), `figures/` and learning curves (logs/SCRIPT/curves.png) there: your numbers
+beside the paper's and those of the reference runs. It touches no file that git tracks. With
+--reference: reads results/reference/logs and writes results/reference (README.md, tables, figures),
+results/audit.md, and the part of the collection's README.md that is fenced for it.
 
 Both are pure functions of the logs and of paper.csv, costs.csv, quirks.csv, claims.csv,
-regression_constants.csv and reference/texts.csv in results: the same files give the same bytes, on
-the same matplotlib also the figures. The prose of the pages stands in templates. A log that breaks
-results/SCHEMA.md, repeats another or is unfinished is named on stderr and on the page and left out;
-it never stops the program. Runs are averaged only if their settings, data, precision and kind of
-device are equal.
+regression_constants.csv, gradients.csv and reference/texts.csv in results: the same files give the
+same bytes, on the same matplotlib also the figures. The prose of the pages stands in templates. A
+log that breaks results/SCHEMA.md, repeats another or is unfinished is named on stderr and on the
+page and left out; it never stops the program. Runs are averaged only if their settings, data,
+precision and kind of device are equal.
 
 `--check` writes nothing and ends with status 1 if texts on disk are not those of the logs (figures
 are not compared: their bytes depend on the version of matplotlib). Exit status: 0 done, 1 --check
@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 from report.audit import audit_page, read_quirks
 from report.evidence import Evidence, read_evidence
-from report.figures import write_figures
+from report.figures import write_curves, write_figures
 from report.names import REFERENCE, RESULTS, ROOT, UserError
 from report.pages import reference_texts, user_texts
 
@@ -101,6 +101,8 @@ def make(folder: Path, arguments: argparse.Namespace) -> int:
         return 1 if differing else 0
     write(folder, texts)
     write_figures(evidence, folder / "figures")
+    if not arguments.reference:
+        write_curves(evidence, folder / "logs")
     if not arguments.quiet:
         counted = len(evidence.rows.logs) - len(evidence.rows.findings)
         page = folder / ("README.md" if arguments.reference else "tables/README.md")

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 
 from report import tables
 from report.claims import CLAIMS, claim_rows
-from report.comparisons import Comparison, Identity
+from report.comparisons import Comparison, Identity, image_standard_error
 from report.costs import find
 from report.evidence import Evidence
 from report.formats import TEMPLATES, comma_separated, fill, latex, markdown, markdown_text
+from report.gradients import GRADIENTS, gradient_rows, gradients_sentence
 from report.inference import decisions, mean_of
 from report.names import script_path
 from report.rows import BROADCAST, CORRECTED, RELEASED, departures_of, heads_differ
@@ -307,6 +308,27 @@ def worse_than_constant(evidence: Evidence) -> str:
     return share(worse) if worse else ""
 
 
+def gradients_table(evidence: Evidence) -> str:
+    """Norms of gradients by layer; empty if they were not measured."""
+    rows = gradient_rows(evidence.gradients)
+    return markdown(GRADIENTS, rows) if rows else ""
+
+
+def image_errors(comparisons: Sequence[Comparison]) -> str:
+    """What other test images would do, where the logs say which images were right."""
+    texts = []
+    for item in comparisons:
+        error = image_standard_error(item) if item.difference.judged else None
+        if error is not None:
+            texts.append(
+                f"{item.dataset}, {item.network}, {item.heads}, {item.treatment}: {error:.2f}"
+            )
+    if not texts:
+        return ""
+    words = "Another test set of the same size would move Spinal − FC of the same networks by a "
+    return f"{words}standard error of so many points, where logs tell: {'; '.join(texts)}."
+
+
 def log_values(evidence: Evidence) -> dict[str, str]:
     """Which text and processor wrote the logs, what is counted and what is left out."""
     ours = evidence.rows
@@ -358,7 +380,10 @@ def reference_texts(evidence: Evidence) -> dict[str, str]:
     correlations = [each.difference.correlation for each in evidence.comparisons]
     values = {name: markdown(columns, made[name]) for name, columns in FORMS.items()}
     values |= {
+        "image_errors": image_errors(evidence.comparisons),
         "answer": answer,
+        "gradients": gradients_table(evidence),
+        "gradients_seen": gradients_sentence(evidence.gradients),
         "heldout": heldout_preference(evidence),
         "rules": (TEMPLATES / "rules.md").read_text(encoding="utf-8"),
         "correlations": ends_of([each for each in correlations if each is not None], 2),
@@ -378,6 +403,12 @@ def reference_texts(evidence: Evidence) -> dict[str, str]:
     } | table_files(evidence, made)
 
 
+def curves_of(evidence: Evidence) -> list[str]:
+    """Links to the learning curves of one's own runs, of each script."""
+    scripts = sorted({log.script for log in evidence.rows.logs if log.curve})
+    return [f"[{script}](../logs/{script}/curves.png)" for script in scripts]
+
+
 def user_texts(evidence: Evidence, reference: Evidence) -> dict[str, str]:
     """Every text of a folder of one's own runs: beside the paper and the reference runs."""
     made = table_rows(evidence, reference)
@@ -389,6 +420,8 @@ def user_texts(evidence: Evidence, reference: Evidence) -> dict[str, str]:
     values = {name: markdown(columns, made[name]) for name, columns in FORMS.items()}
     values |= {
         "other_runs": markdown(others, made["other_runs"]),
+        "image_errors": image_errors(evidence.comparisons),
+        "curves": ", ".join(curves_of(evidence)) or "none yet",
         "second": markdown(accuracy, ran(made["table2"] + made["table3"])),
         "table1": markdown(tables.REGRESSION, ran(made["table1"])),
         **seen(evidence),

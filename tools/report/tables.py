@@ -15,6 +15,7 @@ from report.rows import BROADCAST, CORRECTED, NO_DROPOUT, RELEASED, Rows, dropou
 from report.rules import FEWEST_RUNS, MARGINS
 from report.settings import canonical, is_tabular
 
+FC_RUNS = " ‡"  # these are the runs of the FC row, whose network is the same
 Row = dict[str, str]
 Columns = dict[str, str]  # key of the row: heading
 
@@ -233,9 +234,15 @@ def ours_fields(values: list[float], best: str, average: str, resolution: float)
     }
 
 
+def same_network(row: PaperRow) -> bool:
+    """As released, VGG-19_bn never calls its new head: both rows train one network (Q1)."""
+    return row.table == "III" and row.network == "vgg19_bn"
+
+
 def accuracy_row(row: PaperRow, paper: list[PaperRow], ours: Rows, reference: Rows | None) -> Row:
     """One row of Table II or III: the paper's numbers, ours, corrected runs, the verdict."""
-    logs, twins = ours.of(row), ours.of(default_of(row, paper))
+    own, twins = ours.of(row), ours.of(default_of(row, paper))
+    logs = own or (twins if same_network(row) else [])
     variants = (CORRECTED, CORRECTED + NO_DROPOUT, CORRECTED + dropout_words(0.5))
     corrected = {variant: ours.of(row, variant) for variant in variants}
     values = [log.score for log in logs]
@@ -255,7 +262,7 @@ def accuracy_row(row: PaperRow, paper: list[PaperRow], ours: Rows, reference: Ro
         "paper_cell": f"{mean} ({best})" if mean else f"({best})",
         "parameters_printed": row.metric("parameters_printed"),
         "runs": str(len(logs)),
-        "ours_cell": mean_cell(logs, count=True),
+        "ours_cell": mean_cell(logs, count=True) + (FC_RUNS if logs and not own else ""),
         **ours_fields(values, best, mean, resolution),
         "verdict": inference.judge_row(values, mean, best, resolution),
         "corrected_cell": corrected_cell(corrected),
@@ -267,7 +274,7 @@ def accuracy_row(row: PaperRow, paper: list[PaperRow], ours: Rows, reference: Ro
         fields[key] = " / ".join(
             str(count) for count in sorted({log.start[key] for log in counted})
         )
-    if row.head == "spinal" and logs and twins:
+    if row.head == "spinal" and own and twins:
         reduction = inference.error_reduction(max(values), max(log.score for log in twins))
         ours, theirs = (group[0].start["fc_multiplications"] for group in (logs, twins))
         fields["error_reduction"] = number(reduction, 1)
