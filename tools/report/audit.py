@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report.comparisons import Identity, dataset_of, shared_settings
+from report.comparisons import Identity, dataset_of, image_standard_error, shared_settings
 from report.costs import PARAMETERS, Cost, find, of_row, parameter_rows
 from report.formats import fill, markdown
-from report.inference import error_reduction, mean_of, paired_difference, std_of
+from report.inference import error_reduction, mean_of, paired, paired_difference, std_of
 from report.logs import Log
 from report.names import FUNCTIONS, NOISE_VARIANCE, UserError, network_name, script_order
 from report.paper import PaperRow, default_of
@@ -190,7 +190,12 @@ def densenet_effect(logs: Iterable[Log]) -> str:
         if gain.judged:
             first = members[True][0]
             runs = f"{dataset_of(first)}, {first.settings['epochs']} epochs"
-            parts.append(f"FC in training mode gains {difference_text(gain, 2)} points ({runs})")
+            text = f"FC in training mode gains {difference_text(gain, 2)} points ({runs})"
+            error = image_standard_error(paired(members[True], members[False]))
+            if error is not None:
+                words = "another test set of this size would move it by a standard error of"
+                text += f"; {words} {error:.2f} points"
+            parts.append(text)
     return "; ".join(parts)
 
 

@@ -159,13 +159,13 @@ def right_images(log: Log) -> list[int]:
     return bits[: log.data["test"]]
 
 
-def image_standard_error(item: Comparison) -> float | None:
-    """By how much other test images would move Spinal minus FC of these runs, in points.
+def image_standard_error(runs: Sequence[tuple[Log, Log]]) -> float | None:
+    """By how much other test images would move the difference of these pairs, in points.
 
     The standard error, over test images, of the difference's mean over seeds; None if a log does
     not say which images were right.
     """
-    pairs = [(right_images(ours), right_images(theirs)) for ours, theirs in item.pairs]
+    pairs = [(right_images(ours), right_images(theirs)) for ours, theirs in runs]
     if not pairs or not all(ours and theirs for ours, theirs in pairs):
         return None
     images = zip(*[map(sub, ours, theirs) for ours, theirs in pairs], strict=True)

@@ -318,7 +318,7 @@ def image_errors(comparisons: Sequence[Comparison]) -> str:
     """What other test images would do, where the logs say which images were right."""
     texts = []
     for item in comparisons:
-        error = image_standard_error(item) if item.difference.judged else None
+        error = image_standard_error(item.pairs) if item.difference.judged else None
         if error is not None:
             texts.append(
                 f"{item.dataset}, {item.network}, {item.heads}, {item.treatment}: {error:.2f}"
