@@ -263,7 +263,7 @@ slurm: | $(PYTHON_READY) ## submit what is missing as job arrays: ROWS=mnist-fam
 	  --launch "$(if $(filter file,$(origin LAUNCH)),$(PYTHON),$(LAUNCH))" | AT_ONCE=$(AT_ONCE) tools/slurm.sh $(SLURM_FLAGS)
 
 ##- Report
-.PHONY: tables reference-report same-numbers rerun bench costs samples
+.PHONY: tables reference-report same-numbers rerun bench costs gradients samples
 tables: | $(PYTHON_READY) ## your results/logs beside the paper and the reference: results/tables/README.md
 	$(PYTHON) tools/report/make.py
 reference-report: | $(PYTHON_READY) ## results/reference: report, tables and figures from the logs that ship
@@ -279,6 +279,8 @@ bench: | $(PYTHON_READY) ## our speed against the published loop's, on an idle m
 	$(PYTHON) tools/bench.py --data-dir $(DATA) --output $(BENCH)
 costs: | $(PYTHON_READY) ## count the operations of every network: results/costs.csv, results/plan.csv
 	$(PYTHON) tools/measure_costs.py
+gradients: | $(PYTHON_READY) ## gradient norms by layer, untrained and trained: results/gradients.csv; minutes
+	$(PYTHON) tools/measure_gradients.py
 samples: | $(PYTHON_READY) ## the figure that needs data: images before and after augmentation
 	$(PYTHON) tools/draw_samples.py --data-dir $(DATA)
 
