@@ -832,7 +832,7 @@ def test_stages_begin_with_the_best_weights_and_published_forget_its_accuracy(
 # ---- Several processes --------------------------------------------------------------------------
 HELPER = """
 import sys
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {paths!r}
 import torchvision, test_transfer, made_up_data
 made_up_data.accept_any_content()
 torchvision.models.get_model = test_transfer.Tiny
@@ -847,7 +847,7 @@ def test_two_processes_take_the_steps_of_one(written, tmp_path, tiny):
     more = ["--head=spinal", "--batch-size=7", "--limit=48", "--lr=0.05", "--save-weights"]
     one = run("cifar10", folder, tmp_path / "one", *more)
     helper = tmp_path / "helper.py"
-    helper.write_text(HELPER.format(tests=str(ROOT / "tests")))
+    helper.write_text(HELPER.format(paths=[str(ROOT / "tests"), str(ROOT / "tools")]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=2", str(helper), *SHORT.split(), *more]
     command += ["--data-dir", str(folder), "--results-dir", str(tmp_path / "two")]
