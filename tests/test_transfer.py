@@ -346,6 +346,7 @@ def test_a_head_that_is_never_called_gets_no_gradient(head, protocol):
     names = {name for name, _ in network.named_parameters()}
     dead = {name for name in names if name.startswith("fc.")}
     assert bool(dead) == (protocol == "published")
+    assert {name for name, x in network.named_parameters() if not x.requires_grad} == dead
     assert {name for name, x in network.named_parameters() if x.grad is not None} == names - dead
     assert outputs.shape == (2, 1000 if dead else 10)
 
