@@ -40,6 +40,7 @@ MARKS = {
     "lr": "--lr",
     "limit": "--limit",
     "drop": "--fc-dropout",
+    "trainmode": "--train-mode-epochs",
     "px": "--image-size",
     "w": "--weights",
 }
@@ -69,7 +70,7 @@ def option_flags(option: str, subset: bool) -> list[str]:
         return ["--precision", option]
     if option.startswith("data"):
         return ["--data-dir", "SUBSET" if subset else "DATA"]
-    kind, value = re.fullmatch(r"(e|b|lr|limit|drop|px|w)(.*)", option).groups()
+    kind, value = re.fullmatch(r"(e|b|lr|limit|drop|trainmode|px|w)(.*)", option).groups()
     return [MARKS[kind], value]
 
 
