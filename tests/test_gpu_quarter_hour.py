@@ -62,6 +62,7 @@ def box(tmp_path, monkeypatch):
         monkeypatch.setattr(tool, "look_at_machine", look_at_machine)
         monkeypatch.setattr(tool, "RESERVE", 0.0)
         line = [verb, "--seconds", str(seconds), "--out", str(tmp_path / "out")]
+        line += ["--reference", str(tmp_path / "reference")]
         for key, value in more.items():
             line += [f"--{key.replace('_', '-')}", str(value)]
         return tool.main([*line, "--work", str(tmp_path / work)])
@@ -112,6 +113,30 @@ def test_a_pair_too_many_is_stopped(box, tmp_path, monkeypatch):
     part = tmp_path / "work/results/logs/fashion_mnist/vgg5-fc-published-s2.jsonl.part"
     assert part.exists()  # a second call on this machine goes on with it
     assert heard.read_text().split() == ["-d", "quit"]
+
+
+def test_a_second_call_on_a_fresh_machine(box, tmp_path):
+    """Nothing is left of the first machine but what was taken home, and merged."""
+    assert box("train", 30, 0.01, work="first", pair_seconds=20) == 0
+    merge = ["merge", "--out", str(tmp_path / "out"), "--reference", str(tmp_path / "reference")]
+    assert tool.main(merge) == 0
+    assert box("train", 30, 0.01, work="second", pair_seconds=20) == 0
+    assert names(tmp_path) == sorted(finished(1))  # this machine's logs alone
+    assert tool.main(merge) == 0
+    logs = (tmp_path / "reference").rglob("*.jsonl")
+    found = sorted(str(x.relative_to(tmp_path / "reference")) for x in logs)
+    assert found == sorted(finished(0) + finished(1))
+
+
+def test_another_card_trains_the_other_set(box, tmp_path, capsys):
+    """A row is never continued on another device."""
+    log = tmp_path / "reference" / finished(0)[0]
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps({"event": "start", "provenance": {"device_name": "another"}}))
+    assert box("train", 30, 0.01, pair_seconds=20) == 0
+    page = (tmp_path / "out/summary.md").read_text()
+    assert "VGG-5 on fashion_mnist | 0 | no run: its row has logs of another" in page
+    assert names(tmp_path) == sorted(x.replace("fashion_", "") for x in finished(0))
 
 
 def test_what_will_finish(tmp_path):

@@ -238,7 +238,7 @@ def device_of(path: Path) -> str:
 
 def pairs_to_do(session: Session) -> list[list[Vgg5]]:
     """Of each set and seed the runs that no log holds; none of a row of another device."""
-    places = [ROOT / "results/reference/logs", session.logs]
+    places = [session.args.reference / "logs", session.logs]
     pairs = []
     for script in SETS:
         runs = [Vgg5(script, head, seed) for seed in range(10) for head in HEADS]
@@ -539,7 +539,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--packed", type=Path, metavar="FOLDER", help="with unpack.py and packed data")
     add("--data-dir", type=Path, help="unpacked data; default: data below --work")
     add("--pair-seconds", type=float, help="of a pair; default: as check measured, or 200")
-    add("--reference", type=Path, default=ROOT / "results/reference", help="where merge writes")
+    add("--reference", type=Path, default=ROOT / "results/reference", help="the evidence: train leaves its runs out, merge adds to it")
     add("--rehearse", action="store_true", help="all of it in small on a CPU")
     args = parser.parse_args(argv)
     for name in ("out", "work", "packed", "data_dir"):
