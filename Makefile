@@ -263,7 +263,7 @@ slurm: | $(PYTHON_READY) ## submit what is missing as job arrays: ROWS=mnist-fam
 	  --launch "$(if $(filter file,$(origin LAUNCH)),$(PYTHON),$(LAUNCH))" | AT_ONCE=$(AT_ONCE) tools/slurm.sh $(SLURM_FLAGS)
 
 ##- Report
-.PHONY: tables reference-report same-numbers rerun bench costs gradients samples
+.PHONY: tables reference-report same-numbers rerun tuned-heads bench costs gradients samples
 tables: | $(PYTHON_READY) ## your results/logs beside the paper and the reference: results/tables/README.md
 	$(PYTHON) tools/report/make.py
 reference-report: | $(PYTHON_READY) ## results/reference: report, tables and figures from the logs that ship
@@ -273,6 +273,8 @@ same-numbers: | $(PYTHON_READY) ## does the present text of the scripts give the
 	$(PYTHON) tools/same_numbers.py $(BASE)
 rerun: | $(PYTHON_READY) ## run reference logs again, in rerun/, and compare them: LOGS="mnist/cnn-fc-published"
 	$(PYTHON) tools/rerun.py rerun --data $(DATA) --subset $(DATA)/subset $(LOGS)
+tuned-heads: | $(PYTHON_READY) ## our experiment: each head of the small CNN tuned alike; 7 core hours in results/tuned_heads, then make tables
+	$(PYTHON) tools/tuned_heads.py run results/tuned_heads --data $(DATA)
 # What ships: BENCH=results
 BENCH ?= results/tables
 bench: | $(PYTHON_READY) ## our speed against the published loop's, on an idle machine: results/tables/bench.md

@@ -539,7 +539,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--packed", type=Path, metavar="FOLDER", help="with unpack.py and packed data")
     add("--data-dir", type=Path, help="unpacked data; default: data below --work")
     add("--pair-seconds", type=float, help="of a pair; default: as check measured, or 200")
-    add("--reference", type=Path, default=ROOT / "results/reference", help="the evidence: train leaves its runs out, merge adds to it")
+    add(
+        "--reference",
+        type=Path,
+        default=ROOT / "results/reference",
+        help="the evidence: train leaves its runs out, merge adds to it",
+    )
     add("--rehearse", action="store_true", help="all of it in small on a CPU")
     args = parser.parse_args(argv)
     for name in ("out", "work", "packed", "data_dir"):

@@ -6,8 +6,8 @@
 This experiment is ours, not the paper's. The plan below was committed before the first of its runs;
 results/tuned_heads.md tells it in words. Tuning: each head trains with each dropout and each rate,
 with two seeds, and the setting with the highest mean accuracy on the 5,000 held-out training images
-is its best (of equal ones: the lower dropout, then the lower rate). Final: each head trains with its
-best setting and fresh seeds. No choice looks at a test image. Every run is an ordinary one of
+is its best (of equal ones: the lower dropout, then the lower rate). Final: each head trains with
+its best setting and fresh seeds. No choice looks at a test image. Every run is an ordinary one of
 MNIST/mnist.py or MNIST/fashion_mnist.py with --protocol corrected, so that their logs are ordinary,
 too, and a run that was interrupted goes on where it stopped. A round is one seed of the primary
 heads on both sets; rounds are run in blocks, so that whole rounds are there at any time.
@@ -91,15 +91,20 @@ def heldout_accuracy(log: Path) -> float:
     return end["best_heldout_accuracy_pct"] if end["outcome"] == "finished" else 0.0
 
 
+def choose(scores: dict[tuple[float, float], float]) -> tuple[float, float]:
+    """The (dropout, rate) with the highest mean held-out accuracy; of equal ones the lower ones."""
+    # Six digits, so that equal counts of right images are equal scores.
+    return max(scores, key=lambda setting: (round(scores[setting], 6), -setting[0], -setting[1]))
+
+
 def best_setting(results: Path, dataset: str, head: str) -> tuple[float, float]:
-    """Dropout and rate with the highest mean held-out accuracy of the tuning runs."""
+    """Dropout and rate that the finished tuning runs choose."""
     scores = {}
     for dropout in DROPOUTS:
         for rate in RATES:
             logs = Task(dataset, head, dropout, rate, tuple(TUNING_SEEDS)).logs(results)
-            # Six digits, so that equal counts of right images give equal scores.
-            scores[dropout, rate] = round(statistics.mean(map(heldout_accuracy, logs)), 6)
-    return max(scores, key=lambda setting: (scores[setting], -setting[0], -setting[1]))
+            scores[dropout, rate] = statistics.mean(map(heldout_accuracy, logs))
+    return choose(scores)
 
 
 def final_tasks(results: Path, heads: list[str]) -> list[Task]:

@@ -16,6 +16,7 @@ from report.inference import decisions, mean_of
 from report.names import UserError
 from report.paper import PaperRow
 from report.tables import Columns, Row, difference_text
+from report.tuned import Tuned, answer, primary_rows
 
 SPELLINGS = {"Bird225": "225 Bird Species", "Oxford 102 Flower": "Oxford 102 Flowers"}
 KEYS = ("claim", "where", "printed", "evidence", "here", "verdict")
@@ -70,8 +71,9 @@ def fewer(costs: list[Cost], transfer: str) -> tuple:
     return text, "holds for the heads" if 2 * count > len(pairs) else "does not hold"
 
 
-def lead(identities: Sequence[Identity]) -> tuple:
-    """Whether the Spinal head of the small CNN is ahead, as released and without dropout."""
+def lead(sources: tuple[Sequence[Identity], Tuned | None]) -> tuple:
+    """Whether the Spinal head of the small CNN is ahead: as released, without dropout, tuned."""
+    identities, tuned = sources
     if not identities:
         return "not run yet", "not tested"
     released = sum(each.released.difference.low > 0 for each in identities)
@@ -80,7 +82,11 @@ def lead(identities: Sequence[Identity]) -> tuple:
     text += f"as released {released} intervals above 0; without dropout in either head "
     text += f"{decided.count('Spinal better')} decided for the Spinal head, "
     text += f"{decided.count('FC better')} for the FC head"
+    if found := answer(tuned):
+        text += f"; each head tuned: {found}"
     gone = released and not decided.count("Spinal better")
+    better = [row for row in primary_rows(tuned) if row["decision"].startswith("Spinal")]
+    gone = gone and not better
     return text, "only with unequal dropout" if gone else "partly"
 
 
@@ -142,7 +148,7 @@ def claim_rows(evidence: Any, regression: Sequence[Row]) -> list[Row]:
     sources = {
         "saved": (saved, evidence.costs),
         "fewer": (fewer, evidence.costs),
-        "lead": (lead, evidence.identities),
+        "lead": (lead, (evidence.identities, evidence.tuned)),
         "vgg5": (vgg5, evidence.comparisons),
         "table1": (table1, regression),
         "tutorial": (tutorial, evidence.comparisons),

@@ -14,6 +14,7 @@ from report.paper import Constants, PaperRow, read_constants, read_lines, read_p
 from report.rows import Rows, sort_into_rows
 from report.tables import Row
 from report.texts import read_texts
+from report.tuned import Tuned, read_tuned
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Evidence:
     printed: list[Row]  # the lines of paper.csv
     texts: list[Row]
     gradients: list[Row]
+    tuned: Tuned | None
 
     @functools.cached_property
     def comparisons(self) -> list[Comparison]:
@@ -44,14 +46,17 @@ def read_evidence(folder: Path, constants: Path = RESULTS) -> Evidence:
     paper = read_paper(constants / "paper.csv")
     logs, findings = read_logs(folder / "logs")
     rows = sort_into_rows(logs, paper)
+    tuned = read_tuned(folder, logs)
+    findings = findings + rows.findings + (tuned.findings if tuned else [])
     return Evidence(
         paper,
         rows,
-        sorted(findings + rows.findings, key=str),
+        sorted(findings, key=str),
         read_costs(constants / "costs.csv"),
         read_constants(constants / "regression_constants.csv"),
         read_claims(constants / "claims.csv"),
         read_lines(constants / "paper.csv"),
         read_texts(),
         read_gradients(constants / "gradients.csv"),
+        tuned,
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from report import tuned
 from report.comparisons import NO_DROPOUT_RELEASED, Comparison, Identity, shared_settings
 from report.inference import half_width, mean_of, resolution_of, t_quantile
 from report.logs import Log
@@ -405,6 +406,7 @@ def write_figures(evidence: Any, folder: Path) -> None:
         "training_curves": (training_curves, (ours, identities)),
         "differences": (differences, (identities,)),
         "regression_curves": (regression_curves, (ours, evidence.paper, evidence.constants)),
+        "tuned_heads": (tuned.draw, (evidence.tuned, grid_of, HEADS)),
     }
     for name, (draw, sources) in drawings.items():
         with pyplot.rc_context(matplotlib.rcParamsDefault | STYLE):

@@ -58,7 +58,7 @@ SETTINGS = (
     "batch_size:count learning_rate:number selection:text precision:text"
 )
 ALLOWED = {
-    "head": ("fc", "spinal"),
+    "head": ("fc", "spinal", "linear"),  # linear: tools/linear_head.py
     "precision": ("fp32", "ieee", "bf16"),
     "selection": ("last", "best_test", "heldout", "minimum"),
 }
@@ -211,7 +211,7 @@ def check_settings(start: dict[str, Any]) -> None:
     for key, allowed in ALLOWED.items():
         if settings[key] not in allowed:
             raise BadLog(1, f"settings.{key} is none of {', '.join(allowed)}")
-    head = f"fc({settings['width']})?"
+    head = "linear" if settings["head"] == "linear" else f"fc({settings['width']})?"
     if settings["head"] == "spinal":
         head = f"spinal{settings['layers']}x{settings['width']}"
     network, protocol = (re.escape(settings[key]) for key in ("network", "protocol"))

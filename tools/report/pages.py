@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
-from report import tables
+from report import tables, tuned
 from report.claims import CLAIMS, claim_rows
 from report.comparisons import Comparison, Identity, image_standard_error
 from report.costs import find
@@ -172,6 +172,7 @@ def answer_values(evidence: Evidence, made: dict[str, list[Row]]) -> dict[str, s
         "left": by_set(evidence.identities, "left"),
         "gain": by_set(evidence.identities, "gain"),
         "decided": tally(decided) if decided else NOT_YET,
+        "tuned_answer": tuned.answer(evidence.tuned) or NOT_YET,
         "corrected": sides([each for each in small if each.treatment.startswith(CORRECTED)]),
         "equal": sides([each for each in small if each.treatment.startswith(f"{RELEASED}, drop")]),
         "sets": ", ".join(dict.fromkeys(row["dataset"] for row in judged)) or "none",
@@ -334,8 +335,10 @@ def log_values(evidence: Evidence) -> dict[str, str]:
     ours = evidence.rows
     hidden = sum(line["shown"].startswith("not shown") for line in evidence.texts)
     names = {each["device_name"] for log in ours.logs for each in log.provenances}
+    tuned_logs = len(evidence.tuned.logs) if evidence.tuned else 0
     return {
         "count": str(len(ours.logs)),
+        "tuned_count": str(tuned_logs or ""),
         "used": str(sum(map(len, ours.runs.values()))),
         "others": str(len(ours.others)),
         "out": str(len(evidence.findings)),
@@ -385,6 +388,7 @@ def reference_texts(evidence: Evidence) -> dict[str, str]:
         "gradients": gradients_table(evidence),
         "gradients_seen": gradients_sentence(evidence.gradients),
         "heldout": heldout_preference(evidence),
+        **tuned.values_of(evidence.tuned, markdown),
         "rules": (TEMPLATES / "rules.md").read_text(encoding="utf-8"),
         "correlations": ends_of([each for each in correlations if each is not None], 2),
         "comparisons": markdown(tables.PAIRS, small_cnn_others(made["comparisons"])),
@@ -397,10 +401,13 @@ def reference_texts(evidence: Evidence) -> dict[str, str]:
         **seen(evidence),
         **log_values(evidence),
     }
-    return {
-        "README.md": fill("reference.md", values),
-        "front page": markdown(FRONT, front_rows(evidence, made)),
-    } | table_files(evidence, made)
+    front = markdown(FRONT, front_rows(evidence, made))
+    columns, rows = tuned.front_rows(evidence.tuned)
+    if rows:
+        front += "\n" + markdown(columns, rows)
+    return {"README.md": fill("reference.md", values), "front page": front} | table_files(
+        evidence, made
+    )
 
 
 def curves_of(evidence: Evidence) -> list[str]:
@@ -420,6 +427,7 @@ def user_texts(evidence: Evidence, reference: Evidence) -> dict[str, str]:
     values = {name: markdown(columns, made[name]) for name, columns in FORMS.items()}
     values |= {
         "other_runs": markdown(others, made["other_runs"]),
+        **tuned.values_of(evidence.tuned, markdown),
         "image_errors": image_errors(evidence.comparisons),
         "curves": ", ".join(curves_of(evidence)) or "none yet",
         "second": markdown(accuracy, ran(made["table2"] + made["table3"])),

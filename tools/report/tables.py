@@ -152,7 +152,7 @@ def difference_fields(difference: Difference, prefix: str = "") -> Row:
 
 # ---- Spinal against FC --------------------------------------------------------------------------
 def identity_rows(identities: Sequence[Identity]) -> list[Row]:
-    """The primary comparisons: the lead as released, in two parts. Holm over all of them."""
+    """The lead as released, in two parts. Holm over the parts without dropout."""
     decisions = inference.decisions([each.left.difference for each in identities])
     rows = []
     for each, (p, decision) in zip(identities, decisions, strict=True):

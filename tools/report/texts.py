@@ -51,6 +51,12 @@ def history_of(script: str) -> dict[str, str]:
     return found
 
 
+def shipped_logs() -> list[Log]:
+    """All logs that ship, also those of the tuned heads."""
+    logs, _ = read_logs(REFERENCE / "logs")
+    return logs + read_logs(REFERENCE / "tuned_heads/logs")[0]
+
+
 def text_counts(logs: list[Log]) -> Counter:
     """How many logs each text wrote: (script, hash)."""
     keys = ((log.script, each["script_sha256"]) for log in logs for each in log.provenances[:1])
@@ -90,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args(argv)
     try:
-        lines = find_texts(read_logs(REFERENCE / "logs")[0], read_texts())
+        lines = find_texts(shipped_logs(), read_texts())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
