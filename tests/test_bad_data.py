@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy
@@ -142,13 +143,14 @@ def test_real_files_of_another_set_are_refused(script, source, name, real_data, 
 
 
 @pytest.mark.parametrize("which", ["official", "another archive", "another content", "none"])
-def test_an_archive_beside_the_files_is_compared(which, tmp_path, capsys, monkeypatch):
-    """KMNIST's four archives stay where torchvision unpacked them; their md5 is known."""
-    script, module = "MNIST/kmnist", load_script("MNIST/kmnist")
+@pytest.mark.parametrize("script", ["MNIST/kmnist", "MNIST/qmnist"])
+def test_archives_beside_the_files_are_compared(script, which, tmp_path, capsys, monkeypatch):
+    """The four archives stay where torchvision unpacked them; their md5 is known."""
+    module = load_script(script)
     folder = write_data(tmp_path / "data", script, packed=which != "none")
     archives = {}
     for name in module.ARCHIVES:
-        file = folder / "KMNIST/raw" / Path(name).name
+        file = (folder / files_of(script)[0]).with_name(Path(name).name)
         if file.exists():
             archives[name] = hashlib.md5(file.read_bytes()).hexdigest()
     if archives:
@@ -156,11 +158,35 @@ def test_an_archive_beside_the_files_is_compared(which, tmp_path, capsys, monkey
     if which == "another archive":
         archives[next(iter(archives))] = "0" * 32
     elif which == "another content":
-        labels = folder / files_of(script)[1]
-        labels.write_bytes(idx(pictures(script)[1][::-1]))
+        images = folder / files_of(script)[0]
+        images.write_bytes(idx(pictures(script)[0][::-1]))
     if which.startswith("another"):
         error = refused(script, folder, tmp_path / "results", capsys)
         assert "is not the official one, or was not unpacked" in error
+        return
+    assert run(script, folder, tmp_path / "results", *QUICK, "--head", "fc") == 0
+    assert ("data not verified" in capsys.readouterr().out) == (which == "none")
+
+
+@pytest.mark.parametrize("which", ["official", "another archive", "another content", "none"])
+@pytest.mark.parametrize("script", ["EMNIST/emnist_digits", "EMNIST/emnist_letters"])
+def test_the_zip_beside_the_files_is_compared(script, which, tmp_path, capsys, monkeypatch):
+    """EMNIST has one archive for all its splits."""
+    folder = write_data(tmp_path / "data", script)
+    files = [folder / name for name in files_of(script)]
+    archive = files[0].with_name("gzip.zip")
+    if which != "none":
+        with zipfile.ZipFile(archive, "w") as members:
+            for file in files:
+                members.writestr(f"gzip/{file.name}.gz", gzip.compress(file.read_bytes()))
+        digest = hashlib.md5(archive.read_bytes()).hexdigest()
+        wrong = which == "another archive"
+        monkeypatch.setattr(datasets.EMNIST, "md5", "0" * 32 if wrong else digest)
+    if which == "another content":
+        files[1].write_bytes(idx(pictures(script)[1][::-1]))
+    if which.startswith("another"):
+        error = refused(script, folder, tmp_path / "results", capsys)
+        assert "gzip.zip is not the official one" in error or "is not the one in gzip.zip" in error
         return
     assert run(script, folder, tmp_path / "results", *QUICK, "--head", "fc") == 0
     assert ("data not verified" in capsys.readouterr().out) == (which == "none")
