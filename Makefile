@@ -178,6 +178,7 @@ endif
 demo-digits demo-functions: export OMP_NUM_THREADS = 1
 demo-digits: | $(LAUNCH_READY)
 	$(LAUNCH) MNIST/optdigits.py --network cnn --head both --runs 4 --results-dir demo --quiet
+	$(LAUNCH) MNIST/optdigits.py --network cnn --head fc --fc-dropout 0 --runs 4 --results-dir demo --quiet
 demo-functions: | $(LAUNCH_READY)
 	$(LAUNCH) Regression/synthetic_regression.py --head both --runs 2 --results-dir demo --quiet
 demo: demo-digits demo-functions | $(PYTHON_READY) ## FC head against Spinal head in 3 minutes, without a download; everything goes to demo/
@@ -273,7 +274,7 @@ same-numbers: | $(PYTHON_READY) ## does the present text of the scripts give the
 	$(PYTHON) tools/same_numbers.py $(BASE)
 rerun: | $(PYTHON_READY) ## run reference logs again, in rerun/, and compare them: LOGS="mnist/cnn-fc-published"
 	$(PYTHON) tools/rerun.py rerun --data $(DATA) --subset $(DATA)/subset $(LOGS)
-tuned-heads: | $(PYTHON_READY) ## our experiment: each head of the small CNN tuned alike; 7 core hours in results/tuned_heads, then make tables
+tuned-heads: | $(PYTHON_READY) ## our experiment: each head of the small CNN tuned alike; 5 to 7 core hours in results/tuned_heads, then make tables
 	$(PYTHON) tools/tuned_heads.py run results/tuned_heads --data $(DATA)
 # What ships: BENCH=results
 BENCH ?= results/tables

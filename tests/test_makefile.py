@@ -515,6 +515,7 @@ def test_demo_and_tests_do_what_they_say(tree):
     ends = " --results-dir demo --quiet"
     assert started == [
         f"launch MNIST/optdigits.py --network cnn --head both --runs 4{ends}",
+        f"launch MNIST/optdigits.py --network cnn --head fc --fc-dropout 0 --runs 4{ends}",
         f"launch Regression/synthetic_regression.py --head both --runs 2{ends}",
         "python tools/demo.py",
     ]

@@ -36,9 +36,12 @@ def before_and_after(script, network: str, folder: Path) -> tuple[Tensor, Tensor
     images, labels = data.train
     generator = torch.Generator().manual_seed(script.seed_of(0, "data", 1))
     torch.randperm(len(labels), generator=generator)  # the order of the batches, drawn first
-    views = script.augment(images[:2_000], recipe.augmentation, generator)
+    views = script.augment(images, recipe.augmentation, generator)
+    some = torch.arange(COUNT) * (len(images) // COUNT)  # parts are sorted by class
     part = "" if data.facts["official"] else ", a part"
-    return images[:COUNT], views[:COUNT], f"{script.DATASET}{part}; augmentation of {network}"
+    stored = " (its files hold images transposed)" if "EMNIST" in script.DATASET else ""
+    name = f"{script.DATASET}{part}{stored}; augmentation of {network}"
+    return images[some], views[some], name
 
 
 def found_sets(folder: Path) -> list[tuple[Tensor, Tensor, str]]:

@@ -1,7 +1,7 @@
 """Does a Spinal head buy anything for its parameters? The small CNN, each head tuned alike.
 
     python tools/tuned_heads.py plan                          what will be run, in this order
-    python tools/tuned_heads.py run RESULTS --data DATA       runs what is missing (5 core hours)
+    python tools/tuned_heads.py run RESULTS --data DATA       what is missing: 5 to 7 core hours
 
 This experiment is ours, not the paper's. The plan below was committed before the first of its runs;
 results/tuned_heads.md tells it in words. Tuning: each head trains with each dropout and each rate,

@@ -21,7 +21,7 @@ KEYS += ("favours", "evidence")
 FAVOURS = ("Spinal", "FC", "neither", "unknown")
 DIFFERENCES: Columns = {
     "script": "Where",
-    "what_cell": "What the released code does (number of the specification)",
+    "what_cell": "What the released code does (its number)",
     "consequence": "Consequence",
     "published": "As released, here",
     "corrected": "Corrected",
@@ -93,7 +93,7 @@ def broadcast_effect(ours: Rows) -> str:
     return (
         f"Table I: lowest of {len(broadcast)} broadcast runs {lowest(broadcast)}, of {len(column)} "
         f"runs with column noise {lowest(column)}; "
-        f"variance of the noise {1e3 * NOISE_VARIANCE:.3f}e-3"
+        f"expected variance of the noise {1e3 * NOISE_VARIANCE:.3f}e-3"
     )
 
 

@@ -112,7 +112,10 @@ def table1(rows: Sequence[Row]) -> tuple:
         return "not run yet", "not tested"
     cells = [float(spinal[key]) < float(fc[key]) for fc, spinal in known for key in keys[:2]]
     clean = [float(spinal[keys[2]]) < float(fc[keys[2]]) for fc, spinal in known]
-    text = f"by the paper's measure our medians are lower in {sum(cells)} of {len(cells)} cells; "
+    values = [[float(row[key]) for row in pair] for pair in known for key in keys[:2]]
+    closest = min(values, key=lambda pair: abs(pair[1] - pair[0]) / pair[0])
+    text = f"by the paper's measure our medians are lower in {sum(cells)} of {len(cells)} cells, "
+    text += f"the closest {closest[1]:g} against {closest[0]:g}, each x 1e-3; "
     text += f"on fresh samples in {sum(clean)} of {len(clean)} functions"
     return text, "holds by its measure only" if 2 * sum(clean) <= len(clean) else "holds"
 

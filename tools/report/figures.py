@@ -22,6 +22,7 @@ from report.tables import number
 BLACK, RED, BLUE, GREEN, GREY = "#000000", "#D55E00", "#0072B2", "#009E73", "#777777"
 HEADS = [(BLACK, "-", "o"), (RED, "--", "s"), (BLUE, "-.", "D"), (GREEN, ":", "^")]
 PAPER_LOOK = {"color": BLACK, "marker": "x", "linestyle": "none", "markersize": 5}
+PAPER = "paper, as released, all images"
 COLUMNS = {  # of the forest: title, and the treatments that it shows, the first one that there is
     "as released": (RELEASED,),
     "no dropout": (NO_DROPOUT_RELEASED,),
@@ -126,7 +127,8 @@ def dropout_panel(axes: Any, series: dict, identity: Identity) -> None:
     arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 5, "shrinkB": 5, "linewidth": 1.2}
     axes.annotate("", (0.0, spinal[0.0]), (0.5, fc[0.5]), arrowprops=arrow)
     middle = (0.26, (spinal[0.0] + fc[0.5]) / 2)
-    words = f"the paper\ncompares these:\n{lead}"
+    paper = number(identity.released.paper_difference, 2, "+")
+    words = f"as released:\n{lead}\n(paper: {paper})"
     axes.annotate(words, middle, (14, 8), textcoords="offset points", color=BLUE)
     bracket = {"arrowstyle": "|-|, widthA=0.3, widthB=0.3", "color": GREEN, "linewidth": 1.2}
     axes.annotate("", (-0.04, spinal[0.0]), (-0.04, fc[0.0]), arrowprops=bracket)
@@ -192,7 +194,7 @@ def forest_panel(axes: Any, items: list[Comparison]) -> None:
             label=label,
         )
         if item.paper_difference is not None:
-            axes.plot(item.paper_difference, place - 0.25, label="paper", **PAPER_LOOK)
+            axes.plot(item.paper_difference, place - 0.25, label=PAPER, **PAPER_LOOK)
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set_yticks(range(len(items)), [item.heads for item in items])
     axes.set_ylim(max(len(items), 1) - 0.5, -0.6)
@@ -218,7 +220,8 @@ def vgg5(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
 def band(axes: Any, curves: Sequence[Sequence[float]], look: dict, label: str, kind: str) -> float:
     """Centre and band of curves over the epochs; returns the band's lowest point after the start.
 
-    kind: "std" (mean ± std), "interval" (mean, 95 % interval) or "quartiles" (median, quartiles)
+    kind: "std" (mean ± std), "interval" (mean, 95 % interval) or "quartiles" (median; the quartiles
+    as thin lines, for bands that would hide each other)
     """
     import numpy
 
@@ -235,7 +238,11 @@ def band(axes: Any, curves: Sequence[Sequence[float]], look: dict, label: str, k
             spread *= t_quantile(count - 1) / math.sqrt(count)
         centre = numpy.nanmean(values, axis=0)
         low, high = centre - spread, centre + spread
-    axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    if kind == "quartiles":
+        for edge in (low, high):
+            axes.plot(epochs, edge, linewidth=0.5, alpha=0.6, **look)
+    else:
+        axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
     marker = {"marker": "o", "markersize": 2.5} if len(epochs) < 15 else {}
     axes.plot(epochs, centre, linewidth=1.1, label=label, **look, **marker)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -267,7 +274,7 @@ def training_curves(pyplot: Any, ours: Rows, identities: Sequence[Identity]) -> 
         for (name, logs), (colour, dashes, _) in zip(series, [*HEADS] * 4, strict=False):
             look = {"color": colour, "linestyle": dashes}
             if name == "FC without dropout":
-                look = {"color": BLACK, "linestyle": "--"}
+                look = {"color": GREY, "linestyle": "-"}
             label = f"{name} (n = {len(logs)})"
             floors.append(band(axes, [log.curve for log in logs], look, label, "std"))
         top = axes.get_ylim()[1]  # the first epochs of long runs would flatten all that matters
@@ -320,7 +327,7 @@ def regression_curves(pyplot: Any, ours: Rows, paper: list[PaperRow], constants:
         if scores := [value for (name, _), value in constants.items() if name == function]:
             middle, label = statistics.median(scores), "no better than a constant"
             axes.axhline(middle, color=GREEN, linewidth=1.2, linestyle=":", label=label)
-        logarithmic(axes)
+        logarithmic(axes, 1)
         axes.set_title(FUNCTIONS[function])
         axes.set_ylabel("MSE on fresh samples × 1e-3")
     shared_legend(figure)
@@ -367,9 +374,9 @@ def write_curves(evidence: Any, folder: Path) -> None:
             pyplot.close(figure)
 
 
-def logarithmic(axes: Any) -> None:
-    """A logarithmic axis with plain numbers, where the data span more than a factor of 20."""
-    if axes.dataLim.y1 > 20 * axes.dataLim.y0:
+def logarithmic(axes: Any, span: float = 20) -> None:
+    """A logarithmic axis with plain numbers, where the data span more than this factor."""
+    if axes.dataLim.y1 > span * axes.dataLim.y0:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}" if axes.dataLim.y1 < 200 * axes.dataLim.y0 else "")

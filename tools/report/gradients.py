@@ -97,6 +97,11 @@ def tables_networks(lines: Sequence[Row]) -> list[float]:
     return [value for name in names for value in medians(lines, name)]
 
 
+def spinal_medians(lines: Sequence[Row]) -> list[float]:
+    """All layers of the deep Spinal chain, untrained and trained, with either kind of weights."""
+    return [x for kind in ("default", "He") for x in medians(lines, SPINAL, weights=kind)]
+
+
 def gradients_sentence(lines: Sequence[Row]) -> str:
     """What one sees in the table."""
     if not lines:
@@ -106,23 +111,23 @@ def gradients_sentence(lines: Sequence[Row]) -> str:
     later = short(medians(lines, PLAIN, layer="40", epochs="0"))
     he = short(medians(lines, PLAIN, weights="He", **first))
     he_trained = short(medians(lines, PLAIN, weights="He", layer="1", epochs="20"))
-    spinal = short(medians(lines, SPINAL))
+    spinal = short(spinal_medians(lines))
     alone = short(medians(lines, ALONE, **first))
     return (
         "0: below what single precision holds, or no path of active neurons. What one sees: in "
         f"the untrained plain chain it is {plain} in the first layer and {later} in layer 40 "
         f"(first layer with He's weights: {he}, after 20 epochs {he_trained}); in the layers of "
-        f"the Spinal chain {spinal}, untrained and trained. Of the untrained Spinal chain's first "
-        f"layer, {alone} comes through the chain: the rest comes by the layer's own connection to "
-        "the output layer, as by any shortcut. In the networks of Table I, untrained and trained, "
-        f"it is {short(tables_networks(lines))}, in FC alone "
+        f"the Spinal chain {spinal}, untrained and trained, with either kind of weights. Of the "
+        f"untrained Spinal chain's first layer, {alone} comes through the chain: the rest comes by "
+        "the layer's own connection to the output layer, as by any shortcut. In the networks of "
+        f"Table I, untrained and trained, it is {short(tables_networks(lines))}, in FC alone "
         f"{short(medians(lines, 'fc published'))}: two hidden layers are too few to let it vanish."
     )
 
 
 def gradients_verdict(lines: Sequence[Row]) -> tuple[str, str]:
     """The claim that no gradient vanishes: evidence and verdict."""
-    spinal, plain = medians(lines, SPINAL), medians(lines, PLAIN, layer="1")
+    spinal, plain = spinal_medians(lines), medians(lines, PLAIN, layer="1")
     shallow = medians(lines, "fc published")
     if not spinal or not plain or not shallow:
         return "not measured", "not tested"

@@ -1,5 +1,6 @@
 """The report on the shipped logs and the page of the user's own; their prose is in templates."""
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -211,7 +212,8 @@ def verdict_of(identity: Identity, decision: str) -> str:
     released = identity.released.difference
     if not released.judged or not identity.left.difference.judged:
         return "too few runs to tell"
-    first = "lead reproduced" if released.low > 0 else "lead not seen"
+    here = "reproduced" if identity.released.complete else "on this part, too"
+    first = f"lead {here}" if released.low > 0 else "lead not seen"
     first = "FC ahead" if released.high < 0 else first
     words = {"Spinal better": "it stays", "FC better": "FC ahead", "undecided": "it is gone"}
     return f"{first}; {words[decision]} without dropout"
@@ -225,27 +227,57 @@ def front_rows(evidence: Evidence, made: dict[str, list[Row]]) -> list[Row]:
     for each, (_, decision) in zip(evidence.identities, decided, strict=True):
         if each in shown:
             texts = (
-                f"{each.released.dataset}, small CNN, {each.released.size}",
+                f"{images_of(each.released)}, small CNN, {each.released.size}",
                 number(each.released.paper_difference, 2, "+"),
                 difference_text(each.released.difference, 2, count=False),
                 difference_text(each.left.difference, 2, count=False),
                 verdict_of(each, decision),
             )
             rows.append(dict(zip(FRONT, texts, strict=True)))
+    return rows + tutorial_row(evidence) + vgg5_row(evidence) + cost_and_regression(evidence, made)
+
+
+def images_of(item: Comparison) -> str:
+    """`MNIST`; `Kuzushiji-MNIST, 8,000 images` where that is not the complete set."""
+    if item.complete or item.first.settings.get("limit"):
+        return item.dataset
+    return f"{item.dataset.removesuffix(', a part')}, {item.first.data['train']:,} images"
+
+
+def tutorial_row(evidence: Evidence) -> list[Row]:
+    """The CNN of PyTorch's tutorial, which has no dropout, as released."""
+    found = [each for each in evidence.comparisons if each.network == "CNN (tutorial)"]
+    for each in found:
+        if each.treatment == RELEASED and each.complete and each.difference.judged:
+            ahead = "FC ahead" if each.difference.high < 0 else "Spinal ahead"
+            apart = each.difference.high < 0 or each.difference.low > 0
+            texts = (
+                f"{each.dataset}, tutorial's CNN, {each.size} (arXiv v2)",
+                number(each.paper_difference, 2, "+"),
+                difference_text(each.difference, 2, count=False),
+                "the same: it has none",
+                ahead if apart else "not told apart",
+            )
+            return [dict(zip(FRONT, texts, strict=True))]
+    return []
+
+
+def vgg5_row(evidence: Evidence) -> list[Row]:
+    """VGG-5 with fewer images or epochs than the paper's, as released."""
     items = [each for each in evidence.comparisons if each.network == "VGG-5"]
-    items = [each for each in items if each.difference.judged]
-    if items:
-        paper = [each.paper_difference for each in items if each.paper_difference is not None]
-        middle = ends_of([each.difference.mean for each in items], 2)
-        texts = (
-            f"VGG-5, parts of the data, {len(items)} small comparisons",
-            ends_of(sorted(paper), 2),
-            f"{middle}; {sides(items)}",
-            "",
-            "too few runs to tell",
-        )
-        rows.append(dict(zip(FRONT, texts, strict=True)))
-    return rows + cost_and_regression(evidence, made)
+    items = [each for each in items if each.difference.judged and each.treatment == RELEASED]
+    if not items:
+        return []
+    paper = [each.paper_difference for each in items if each.paper_difference is not None]
+    middle = ends_of([each.difference.mean for each in items], 2)
+    texts = (
+        f"VGG-5 with fewer images and epochs, {len(items)} small comparisons",
+        ends_of(sorted(paper), 2),
+        f"{middle}; {sides(items)}",
+        "",
+        "too few runs to tell",
+    )
+    return [dict(zip(FRONT, texts, strict=True))]
 
 
 def cost_and_regression(evidence: Evidence, made: dict[str, list[Row]]) -> list[Row]:
@@ -333,8 +365,12 @@ def image_errors(comparisons: Sequence[Comparison]) -> str:
 def log_values(evidence: Evidence) -> dict[str, str]:
     """Which text and processor wrote the logs, what is counted and what is left out."""
     ours = evidence.rows
-    hidden = sum(line["shown"].startswith("not shown") for line in evidence.texts)
+    unknown = [line for line in evidence.texts if line["shown"].startswith("not shown")]
+    runs = sum(int(line["logs"]) for line in unknown)
+    hidden = f"not shown: {len(unknown)} texts of {runs} logs" if unknown else "all are shown"
     names = {each["device_name"] for log in ours.logs for each in log.provenances}
+    bare = {name for name in names if re.fullmatch("AVX2|AVX512|DEFAULT", name)}
+    names = names - bare | {f"a processor with {name} that older logs do not name" for name in bare}
     tuned_logs = len(evidence.tuned.logs) if evidence.tuned else 0
     return {
         "count": str(len(ours.logs)),
@@ -343,7 +379,7 @@ def log_values(evidence: Evidence) -> dict[str, str]:
         "others": str(len(ours.others)),
         "out": str(len(evidence.findings)),
         "texts": str(len(evidence.texts)),
-        "hidden": str(hidden or "none"),
+        "hidden": hidden,
         "devices": markdown_text(", ".join(sorted(names))) or "none",
         "left_out": "".join(
             f"* `{finding.path}`, line {finding.line}: {markdown_text(finding.reason)}\n"
@@ -380,7 +416,8 @@ def reference_texts(evidence: Evidence) -> dict[str, str]:
         for name in ("product", "sinproduct")
         if (scores := [mse for (key, _), mse in evidence.constants.items() if key == name])
     }
-    correlations = [each.difference.correlation for each in evidence.comparisons]
+    small = [each for each in evidence.comparisons if heads_differ(each.first)]
+    correlations = [each.difference.correlation for each in small if each.difference.pairs > 9]
     values = {name: markdown(columns, made[name]) for name, columns in FORMS.items()}
     values |= {
         "image_errors": image_errors(evidence.comparisons),
