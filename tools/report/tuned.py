@@ -347,18 +347,18 @@ def draw(pyplot: Any, tuned: Tuned | None, panels: Any, looks: list) -> Any:
             look = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2}
             axes.errorbar(*place, yerr=half, linestyle="none", **look)
             note = ",\nnot tuned" if head == "linear" else ""
-            below = head == "spinal6x8"
+            left = head in ("fc", "spinal6x8")  # FC 26 and Spinal 6 × 8 stand side by side
             axes.annotate(
                 NAMES[head] + note,
                 place,
-                (0, -12 if below else 8) if head != "linear" else (6, -4),
+                (-7 if left else 7, 0),
                 textcoords="offset points",
                 color=colour,
-                ha="left" if head == "linear" else "center",
-                va="top" if below else "baseline",
+                ha="right" if left else "left",
+                va="center",
             )
         axes.set_title(f"{set_name(tuned, dataset)}, small CNN", loc="left")
         axes.set_xlabel("parameters of the network, thousands")
-        axes.margins(x=0.18, y=0.22)
+        axes.margins(x=0.2, y=0.15)
     grid[0].set_ylabel("test accuracy, %")
     return figure
