@@ -185,3 +185,62 @@ def test_the_identity_and_holms_decisions(accuracies):
         assert row["decision"] == (better if p < 0.05 else "undecided")
         assert row["p_holm"] == ("< 0.0001" if p < 1e-4 else f"{p:.4f}")
     assert len(rows) == 10
+
+
+# ---- The tuned heads ----------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def tuned_runs():
+    """By script, head, dropout, rate and seed: held-out and test accuracy of the reported epoch."""
+    found = {}
+    for path in (REFERENCE / "tuned_heads/logs").glob("*/*.jsonl"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        start, end = json.loads(lines[0]), json.loads(lines[-1])
+        settings, data = start["settings"], start["data"]
+        assert data["verified"] and (data["train"], data["heldout"]) == (55_000, 5_000), path
+        assert settings["protocol"] == "corrected" and settings["epochs"] == 8, path
+        assert end["outcome"] == "finished", path
+        head = settings["head"], settings["layers"], settings["width"]
+        choice = settings["fc_dropout"], settings["learning_rate"]
+        values = end["best_heldout_accuracy_pct"], end["selected_test_accuracy_pct"]
+        found[(start["script"], head, *choice, start["seed"])] = values
+    return found
+
+
+def test_the_primary_family_of_the_tuned_heads(tuned_runs):
+    """Held-out images choose each head's setting; four paired t tests and Holm over them."""
+    scripts = {"MNIST": "mnist", "Fashion-MNIST": "fashion_mnist"}
+    heads = {"FC 50": ("fc", 1, 50), "FC 26": ("fc", 1, 26), "Spinal 6 x 8": ("spinal", 6, 8)}
+    best = {}
+    for script in scripts.values():
+        for name, head in heads.items():
+            scores = {}
+            for choice in [(p, rate) for p in (0.0, 0.25) for rate in (0.01, 0.03, 0.1)]:
+                pair = [tuned_runs[(script, head, *choice, seed)][0] for seed in (100, 101)]
+                scores[choice] = round(sum(pair) / 2, 6)
+            best[script, name] = min(x for x, y in scores.items() if y == max(scores.values()))
+    rows = [row for row in table("tuned_heads") if row["family"] == "primary"]
+    names = [(row["dataset"], row["heads"]) for row in rows]
+    assert names == [
+        (name, f"Spinal 6 x 8 - {fc}") for name in scripts for fc in ("FC 50", "FC 26")
+    ]
+    p_values = []
+    for row in rows:
+        script, seeds = scripts[row["dataset"]], range(200, 200 + int(row["pairs"]))
+        assert row["pairs"] in ("20", "25", "30")
+        ours, theirs = (
+            [tuned_runs[(script, heads[name], *best[script, name], seed)][1] for seed in seeds]
+            for name in row["heads"].split(" - ")
+        )
+        test = stats.ttest_rel(ours, theirs)
+        numbers = numpy.subtract(ours, theirs).mean(), *test.confidence_interval(0.95)
+        printed = [float(row[key]) for key in ("difference", "low", "high")]
+        assert printed == pytest.approx(numbers, abs=6e-4)
+        p_values.append(test.pvalue)
+    for row, p in zip(rows, p_values, strict=True):
+        larger = sorted(p_values, reverse=True)
+        # The smallest p times 4, the next one times 3, ..., and never below a smaller p's.
+        adjusted = min(1.0, max((k + 1) * x for k, x in enumerate(larger) if x <= p))
+        assert row["p_holm"] == ("< 0.0001" if adjusted < 1e-4 else f"{adjusted:.4f}")
+        left, right = row["heads"].split(" - ")
+        better = left if float(row["difference"]) > 0 else right
+        assert row["decision"] == (f"{better} better" if adjusted < 0.05 else "undecided")

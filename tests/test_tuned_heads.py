@@ -1,5 +1,6 @@
 """tools/tuned_heads.py and its report: the plan, the choice, the sample, the comparisons."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import linear_head
 import tuned_heads as plan
 from report import names, tuned
-from report.formats import markdown
+from report.formats import comma_separated, markdown
 from report.logs import read_logs
 
 LOG = next((ROOT / "results/reference/logs/mnist").glob("cnn-fc-corrected-drop0.0-s0.jsonl"))
@@ -180,6 +181,10 @@ def test_the_primary_family_is_that_of_scipy(folder):
     assert values["tuned_seeds"] == "30 (as planned)"
     others = tuned.differences_of(found, tuned.EXPLORATORY)
     assert {difference.pairs for (_, left, _), difference in others if left != "fc26"} == {10}
+    written = tuned.files(found, comma_separated)
+    table = list(csv.DictReader(written["tables/tuned_heads.csv"].splitlines()))
+    assert [row["family"] for row in table[:5]] == ["primary"] * 4 + ["exploratory"]
+    assert tuned.files(None, comma_separated) == {}
     columns, lines = tuned.front_rows(found)
     assert [line["heads"].count("as many") for line in lines] == [0, 1]
     assert len(lines) == 2 and {"MNIST", "Fashion-MNIST"} < set(columns.values())

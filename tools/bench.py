@@ -424,6 +424,8 @@ def table(record: dict) -> str:
     titles = TITLES + ["Memory, MiB"] * cuda
     text = f"{record['date']}, torch {record['torch']}, {record['cores']} cores, load before the "
     text += f"first measurement {record['load']:.1f}; medians of {record['repeats']} repeats."
+    if record.get("glibc_tunables"):
+        text += f" Large pages: GLIBC_TUNABLES={record['glibc_tunables']}, as make sets it."
     if "peaks" not in record:
         text += " The peak is that of a matrix product alone."
     lines = [f"## {record['device_name']}\n", f"{text}\n"]
@@ -497,6 +499,7 @@ def run_bench(args: argparse.Namespace) -> None:
         record |= json.loads(path.read_text(encoding="utf-8"))
     record |= {"device": device.type, "device_name": name, "repeats": args.repeats}
     record |= {"load": os.getloadavg()[0], "cores": os.cpu_count()}
+    record["glibc_tunables"] = os.environ.get("GLIBC_TUNABLES", "")  # large pages of memory
     record |= {"torch": torch.__version__, "python": platform.python_version()}
     record["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     if args.only != "processes":

@@ -442,9 +442,8 @@ def reference_texts(evidence: Evidence) -> dict[str, str]:
     columns, rows = tuned.front_rows(evidence.tuned)
     if rows:
         front += "\n" + markdown(columns, rows)
-    return {"README.md": fill("reference.md", values), "front page": front} | table_files(
-        evidence, made
-    )
+    texts = {"README.md": fill("reference.md", values), "front page": front}
+    return texts | table_files(evidence, made) | tuned.files(evidence.tuned, comma_separated)
 
 
 def curves_of(evidence: Evidence) -> list[str]:

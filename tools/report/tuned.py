@@ -321,10 +321,24 @@ def values_of(tuned: Tuned | None, markdown: Any) -> dict[str, str]:
         markdown(FAMILY, rows),
         markdown(PAIRS, pair_rows(tuned, others)) if others else "",
         f"{rounds} ({whole})",
-        f"no dropout for {bare} of {len(chosen)}, the highest rate of the grid for {edge}",
+        f"{bare} of {len(chosen)} best settings have no dropout, {edge} the rate {max(RATES):g}",
         seen(tuned),
     )
     return {f"tuned_{name}": text for name, text in zip(names, texts, strict=True)}
+
+
+def files(tuned: Tuned | None, comma_separated: Any) -> dict[str, str]:
+    """The tables for programs; none before the primary family can be evaluated."""
+    rows = primary_rows(tuned)
+    if not rows:
+        return {}
+    others = pair_rows(tuned, differences_of(tuned, EXPLORATORY + UNTUNED))
+    named = [row | {"family": "primary"} for row in rows]
+    named += [row | {"family": "exploratory"} for row in others]
+    return {
+        "tables/tuned_heads.csv": comma_separated(named),
+        "tables/tuned_settings.csv": comma_separated(final_rows(tuned)),
+    }
 
 
 def draw(pyplot: Any, tuned: Tuned | None, panels: Any, looks: list) -> Any:
@@ -359,6 +373,7 @@ def draw(pyplot: Any, tuned: Tuned | None, panels: Any, looks: list) -> Any:
             )
         axes.set_title(f"{set_name(tuned, dataset)}, small CNN", loc="left")
         axes.set_xlabel("parameters of the network, thousands")
-        axes.margins(x=0.2, y=0.15)
+        axes.set_xlim(6.5, 24.5)
+        axes.margins(y=0.15)
     grid[0].set_ylabel("test accuracy, %")
     return figure
