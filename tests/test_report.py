@@ -321,7 +321,7 @@ def test_the_lead_is_what_fc_gains_without_dropout_and_what_is_left(results):
     assert float(mnist["p_holm"]) == pytest.approx(2 * float(mnist["left_p"]), abs=2e-4)
     front = pages.reference_texts(evidence.read_evidence(results))["front page"]
     assert "lead reproduced; FC ahead without dropout" in front
-    assert "lead reproduced; it is gone without dropout" in front
+    assert "lead on this part, too; it is gone without dropout" in front
     assert {row["runs"] for row in table(results, "table2", script="kmnist")} == {"0"}
 
 
