@@ -349,8 +349,7 @@ def draw(pyplot: Any, tuned: Tuned | None, panels: Any, looks: list) -> Any:
     figure.set_figheight(2.9)
     for axes, dataset in zip(grid, SETS, strict=True):
         series = {head: tuned.sample(dataset, head) for head in HEADS}
-        series["linear"] = tuned.plain(dataset, "linear")
-        kinds = {"fc": looks[0], "spinal": looks[1], "linear": looks[2]}
+        kinds = {"fc": looks[0], "spinal": looks[1]}
         for head, logs in series.items():
             if len(logs) < 3:
                 continue
@@ -360,10 +359,9 @@ def draw(pyplot: Any, tuned: Tuned | None, panels: Any, looks: list) -> Any:
             half = half_width(values, 0, resolution_of(logs[0]))
             look = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2}
             axes.errorbar(*place, yerr=half, linestyle="none", **look)
-            note = ",\nnot tuned" if head == "linear" else ""
             left = head in ("fc", "spinal6x8")  # FC 26 and Spinal 6 × 8 stand side by side
             axes.annotate(
-                NAMES[head] + note,
+                NAMES[head],
                 place,
                 (-7 if left else 7, 0),
                 textcoords="offset points",
@@ -373,7 +371,7 @@ def draw(pyplot: Any, tuned: Tuned | None, panels: Any, looks: list) -> Any:
             )
         axes.set_title(f"{set_name(tuned, dataset)}, small CNN", loc="left")
         axes.set_xlabel("parameters of the network, thousands")
-        axes.set_xlim(6.5, 24.5)
+        axes.set_xlim(9, 24)
         axes.margins(y=0.15)
     grid[0].set_ylabel("test accuracy, %")
     return figure
