@@ -295,7 +295,7 @@ def answer(tuned: Tuned | None) -> str:
     if not rows:
         return ""
     decided = [row["decision"] for row in rows]
-    counts = [f"{decided.count(words)} {words}" for words in dict.fromkeys(decided)]
+    counts = [f"{words} in {decided.count(words)}" for words in dict.fromkeys(decided)]
     texts = [f"{row['dataset']}, {row['heads']} {row['difference_cell']}" for row in rows]
     seeds = f"{rows[0]['pairs']} fresh seeds"
     return f"{'; '.join(texts)} ({seeds}). Decisions, by Holm: {', '.join(counts)}"
