@@ -359,7 +359,7 @@ def draw(pyplot: Any, tuned: Tuned | None, panels: Any, looks: list) -> Any:
             half = half_width(values, 0, resolution_of(logs[0]))
             look = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2}
             axes.errorbar(*place, yerr=half, linestyle="none", **look)
-            left = head in ("fc", "spinal6x8")  # FC 26 and Spinal 6 × 8 stand side by side
+            left = head in ("fc26", "spinal6x8")  # two heads of one size, one above the other
             axes.annotate(
                 NAMES[head],
                 place,
@@ -367,11 +367,11 @@ def draw(pyplot: Any, tuned: Tuned | None, panels: Any, looks: list) -> Any:
                 textcoords="offset points",
                 color=colour,
                 ha="right" if left else "left",
-                va="center",
+                va={"fc26": "bottom", "spinal6x8": "top"}.get(head, "center"),
             )
         axes.set_title(f"{set_name(tuned, dataset)}, small CNN", loc="left")
         axes.set_xlabel("parameters of the network, thousands")
-        axes.set_xlim(9, 24)
+        axes.set_xlim(9, 25.5)
         axes.margins(y=0.15)
     grid[0].set_ylabel("test accuracy, %")
     return figure
