@@ -134,6 +134,27 @@ def test_held_out_images_choose_and_ties_go_to_the_lower_dropout(folder):
     assert plan.best_setting(results, "mnist", "spinal6x8") == (0.0, 0.03)
 
 
+@pytest.mark.parametrize("end, status", [("sys.exit(2)", 1), ("os.kill(os.getppid(), 2)", 130)])
+def test_after_a_failure_or_ctrl_c_no_other_run_is_started(
+    tmp_path, monkeypatch, capsys, end, status
+):
+    """Each run would leave a file; the second one fails, or somebody types Ctrl-C."""
+    program = "import os, sys, time; k = len(os.listdir('.')); open(str(k), 'w'); "
+    program += f"k == 1 and {end}; time.sleep(0.5)"
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    monkeypatch.setattr(plan.Task, "command", lambda *_: [sys.executable, "-S", "-c", program])
+    line = ["run", str(tmp_path.parent / "none"), "--data", str(tmp_path), "--jobs", "1"]
+    assert plan.main(line) == status
+    assert "the same command goes on" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) in (2, 3)  # the next one may just have begun
+
+
+def test_the_linear_head_wants_a_script_with_the_small_cnn(capsys):
+    for argv in ([], ["CIFAR/cifar10.py"], ["Regression/tabular.py"]):
+        assert linear_head.main(argv) == 2
+        assert "error: name one of MNIST/mnist.py" in capsys.readouterr().err
+
+
 def test_a_diverged_run_is_never_the_best(folder):
     results = folder / "tuned_heads"
     for log in plan.Task("mnist", "fc26", 0.0, 0.03, tuple(plan.TUNING_SEEDS)).logs(results):

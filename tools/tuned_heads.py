@@ -125,7 +125,10 @@ def missing(tasks: list[Task], results: Path) -> list[Task]:
 
 
 def perform(tasks: list[Task], results: Path, data: Path, jobs: int) -> bool:
-    """Runs what is missing, so many processes at once. Returns whether all of them succeeded."""
+    """Runs what is missing, so many processes at once. Returns whether all of them succeeded.
+
+    After a failure, or Ctrl-C, no other one is started.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     tasks = missing(tasks, results)
 
@@ -136,12 +139,15 @@ def perform(tasks: list[Task], results: Path, data: Path, jobs: int) -> bool:
         print(f"{len(task.seeds)} runs in {time.monotonic() - began:.0f} s", flush=True)
         return status
 
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    try:
         return not any(pool.map(work, tasks))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Exit status: 0 done, 1 a run failed, 130 stopped by Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="verb", required=True)
@@ -159,11 +165,15 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{', '.join(heads)}: {tuned} runs to tune, then {final} final ones")
         return 0
     results, data = arguments.results.expanduser().resolve(), arguments.data.expanduser().resolve()
-    for heads in (PRIMARY_HEADS, others):
-        for tasks in (tuning_tasks, lambda heads: final_tasks(results, heads)):
-            if not perform(tasks(heads), results, data, arguments.jobs):
-                print("error: a run failed; the same command goes on", file=sys.stderr)
-                return 1
+    try:
+        for heads in (PRIMARY_HEADS, others):
+            for tasks in (tuning_tasks, lambda heads: final_tasks(results, heads)):
+                if not perform(tasks(heads), results, data, arguments.jobs):
+                    print("error: a run failed; the same command goes on", file=sys.stderr)
+                    return 1
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 
