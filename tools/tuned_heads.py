@@ -139,11 +139,8 @@ def perform(tasks: list[Task], results: Path, data: Path, jobs: int) -> bool:
         print(f"{len(task.seeds)} runs in {time.monotonic() - began:.0f} s", flush=True)
         return status
 
-    pool = concurrent.futures.ThreadPoolExecutor(jobs)
-    try:
-        return not any(pool.map(work, tasks))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        return not any(pool.map(work, tasks))  # a map that is left early cancels what waits
 
 
 def main(argv: list[str] | None = None) -> int:
